@@ -1,0 +1,3 @@
+//! Hyper-V wire types.
+#![no_std]
+#![forbid(unsafe_code)]

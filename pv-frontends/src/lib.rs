@@ -1,0 +1,3 @@
+//! VMBus client and the PV backends.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,7 @@
+//! Pontoon's ring 0.
+#![no_std]
+#![no_main]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -1,0 +1,2 @@
+//! hvhost
+fn main() {}

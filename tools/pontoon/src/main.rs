@@ -1,0 +1,2 @@
+//! pontoon
+fn main() {}

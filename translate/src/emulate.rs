@@ -1,0 +1,5 @@
+//! Privileged instructions.
+
+/// Control registers as the guest sees them.
+#[derive(Debug, Default)]
+pub struct ControlRegs {}

@@ -1,0 +1,1 @@
+//! A platform of plain memory, for tests.

@@ -1,0 +1,5 @@
+//! Grant tables.
+
+/// The domain's grant table.
+#[derive(Debug, Default)]
+pub struct GrantTable {}

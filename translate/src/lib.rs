@@ -1,0 +1,52 @@
+//! The translation core: what a Xen PV guest asks for, in terms of a small
+//! [`platform::Platform`]. Safe, `no_std`, and tested on the host.
+//!
+//! Ring 0 saves the guest's registers ([`regs::CpuRegs`]), makes a [`Ctx`] and calls
+//! [`dispatch::hypercall`], [`bounce`] or [`emulate`]; before it returns to the guest it
+//! calls [`bounce::exit_to_guest`]. Nothing here blocks, spins on another vCPU or allocates
+//! (the builder, which runs once before the guest, allocates).
+#![no_std]
+#![forbid(unsafe_code)]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod bounce;
+pub mod builder;
+pub mod console;
+pub mod debugreg;
+pub mod descriptor;
+pub mod dispatch;
+pub mod domain;
+pub mod emulate;
+pub mod evtchn;
+pub mod gnttab;
+pub mod iret;
+pub mod memory;
+pub mod mmu;
+pub mod multicall;
+pub mod outcome;
+pub mod physdev;
+pub mod platform;
+pub mod regs;
+pub mod sched;
+pub mod time;
+pub mod trap_table;
+pub mod vcpu;
+pub mod vcpu_op;
+pub mod version;
+
+#[cfg(test)]
+pub mod fake;
+
+use platform::Platform;
+
+/// What every handler works on.
+pub struct Ctx<'a, P: Platform> {
+    /// The domain, shared by all vCPUs.
+    pub dom: &'a domain::Domain,
+    /// The calling vCPU.
+    pub vcpu: &'a mut vcpu::Vcpu,
+    /// Ring 0.
+    pub plat: &'a P,
+}

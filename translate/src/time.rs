@@ -1,0 +1,5 @@
+//! Clocks and timers.
+
+/// Per-vCPU time state.
+#[derive(Debug, Default)]
+pub struct VcpuTime {}

@@ -1,0 +1,19 @@
+//! Xen PV wire types: everything a 64-bit PV guest and its hypervisor share,
+//! as `xen/include/public` lays it out. Types and constants only.
+//!
+//! Structures a guest may change at any moment hold atomics and implement
+//! [`SharedView`]; every other structure is copied in and out.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod errno;
+pub mod shared_info;
+
+pub use addr::{GuestVa, MachineAddr, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
+pub use errno::Errno;
+
+/// A structure that lives in memory both sides write at will: it has only
+/// atomic fields (or padding made of them), so a shared reference to it is
+/// always valid. Every type that implements it is defined in this crate.
+pub trait SharedView: zerocopy::FromBytes + zerocopy::KnownLayout + Sync + 'static {}

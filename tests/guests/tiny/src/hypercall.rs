@@ -1,0 +1,59 @@
+//! Hypercalls, by the inline `syscall` newer kernels use.
+
+use core::arch::asm;
+
+/// `__HYPERVISOR_console_io`.
+pub const CONSOLE_IO: u64 = 18;
+/// `__HYPERVISOR_sched_op`.
+pub const SCHED_OP: u64 = 29;
+/// `SCHEDOP_shutdown`.
+pub const SCHEDOP_SHUTDOWN: u64 = 2;
+/// `SHUTDOWN_poweroff`.
+pub const SHUTDOWN_POWEROFF: u32 = 0;
+/// `SHUTDOWN_reboot`.
+pub const SHUTDOWN_REBOOT: u32 = 1;
+/// `SHUTDOWN_crash`.
+pub const SHUTDOWN_CRASH: u32 = 3;
+
+/// Hypercall `nr` with up to six arguments.
+///
+/// # Safety
+/// The hypercall may write wherever its arguments point and may change how the
+/// guest runs; the caller answers for both.
+#[inline]
+pub unsafe fn raw(nr: u64, args: [u64; 6]) -> i64 {
+    let mut result = nr;
+    // SAFETY: SYSCALL clobbers RCX and R11, which are listed; the rest is the
+    // caller's contract.
+    unsafe {
+        asm!(
+            "syscall",
+            inout("rax") result,
+            in("rdi") args[0],
+            in("rsi") args[1],
+            in("rdx") args[2],
+            in("r10") args[3],
+            in("r8") args[4],
+            in("r9") args[5],
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result.cast_signed()
+}
+
+/// Writes bytes to the hypervisor's console. The result is Xen's.
+pub fn console_write(bytes: &[u8]) -> i64 {
+    let args = [0, bytes.len() as u64, bytes.as_ptr().expose_provenance() as u64, 0, 0, 0];
+    // SAFETY: CONSOLEIO_write only reads `bytes`.
+    unsafe { raw(CONSOLE_IO, args) }
+}
+
+/// Ends the domain with `reason`.
+pub fn shutdown(reason: u32) -> ! {
+    let arg = core::ptr::from_ref(&reason).expose_provenance() as u64;
+    loop {
+        // SAFETY: reads one word at `arg` and does not return.
+        unsafe { raw(SCHED_OP, [SCHEDOP_SHUTDOWN, arg, 0, 0, 0, 0]) };
+    }
+}

@@ -7,7 +7,12 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod arch;
+pub mod callback;
 pub mod errno;
+pub mod hypercall;
+pub mod memory;
+pub mod mm;
 pub mod shared_info;
 
 pub use addr::{GuestVa, MachineAddr, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};

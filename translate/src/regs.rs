@@ -38,8 +38,12 @@ pub struct CpuRegs {
 const_assert_eq!(size_of::<CpuRegs>(), 21 * 8);
 
 impl CpuRegs {
-    /// `vector` of a frame that SYSCALL made.
-    pub const VECTOR_SYSCALL: u32 = 0x100;
+    /// `error_code` and `vector` of a frame that SYSCALL made (one `push -1`).
+    pub const VECTOR_SYSCALL: u32 = u32::MAX;
+    /// `error_code` of a frame that SYSCALL from 32-bit user code made.
+    pub const SYSCALL32: u32 = u32::MAX - 1;
+    /// `error_code` of a frame that SYSENTER made.
+    pub const SYSENTER: u32 = u32::MAX - 2;
     /// Whether the frame interrupted the guest kernel (ring 1).
     #[must_use]
     pub const fn from_guest_kernel(&self) -> bool {
@@ -70,6 +74,11 @@ pub mod selector {
     pub const TSS: u16 = 0xe040;
     /// LDT (16 bytes).
     pub const LDT: u16 = 0xe050;
+    /// Flat 64-bit user code of the shim's own, DPL 3: stands for Xen's FLAT_RING3_CS64 (0xe033),
+    /// whose slot the guest kernel's code segment has here.
+    pub const USER_CS64_FLAT: u16 = 0xe063;
+    /// Flat user data, DPL 3: stands for Xen's FLAT_RING3_SS64 (0xe02b).
+    pub const USER_SS_FLAT: u16 = 0xe06b;
     /// User code 64-bit SYSRET returns to (Linux's own value).
     pub const USER_CS64: u16 = 0x33;
     /// User stack SYSRET returns to.

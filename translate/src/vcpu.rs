@@ -11,6 +11,10 @@ pub struct Entry {
     pub info: &'static VcpuInfo,
     /// RSP on entry to the guest kernel from user mode (stack_switch).
     pub kernel_sp: u64,
+    /// Where the assembly sends a 64-bit system call of user mode: `syscall_callback` while that is
+    /// set and masks events, else 0 (the slow path then decides). Whoever changes the callback
+    /// keeps it right.
+    pub fast_syscall: u64,
     /// Event callback, 0 = none.
     pub event_callback: u64,
     /// Failsafe callback, 0 = none.

@@ -1,0 +1,3 @@
+//! Rings and wire formats of the PV devices (`xen/include/public/io`).
+
+pub mod console;

@@ -4,7 +4,10 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64};
 
+use arrayvec::ArrayVec;
 use spin::Mutex;
+use xen_abi::PAGE_SIZE;
+use xen_abi::memory::{E820_RAM, E820Entry};
 use xen_abi::shared_info::{SharedInfo, VcpuInfo};
 
 use crate::console::Console;
@@ -14,6 +17,8 @@ use crate::version::Identity;
 
 /// vCPUs a domain may have.
 pub const MAX_VCPUS: usize = 64;
+/// Entries the domain's memory map may have.
+pub const MEMORY_MAP_ENTRIES: usize = 32;
 
 /// What other vCPUs may touch of a vCPU.
 #[derive(Debug)]
@@ -43,6 +48,8 @@ pub struct Domain {
     pub nr_vcpus: u32,
     /// The vCPUs; entries from `nr_vcpus` on are unused.
     pub vcpus: [VcpuShared; MAX_VCPUS],
+    /// The E820 map shown to the guest (`XENMEM_memory_map`).
+    pub memory_map: ArrayVec<E820Entry, MEMORY_MAP_ENTRIES>,
     /// Event channels.
     pub evtchn: EventChannels,
     /// Grant table.
@@ -51,4 +58,55 @@ pub struct Domain {
     pub console: Console,
     /// Version strings, features, UUID.
     pub identity: Identity,
+}
+
+impl VcpuShared {
+    /// A vCPU that is not up and has no `vcpu_info`.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            info: Mutex::new(None),
+            online: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Default for VcpuShared {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Domain {
+    /// A domain of `nr_pages` frames, none of its vCPUs up yet. The memory map is one region of
+    /// RAM; the builder replaces it where the guest's frames are not contiguous.
+    #[must_use]
+    pub fn new(
+        shared_info: &'static SharedInfo,
+        shared_info_at: xen_abi::MachineAddr,
+        nr_pages: u64,
+        nr_vcpus: u32,
+    ) -> Self {
+        let mut memory_map = ArrayVec::new();
+        memory_map.push(E820Entry {
+            addr: 0,
+            size: nr_pages.saturating_mul(PAGE_SIZE),
+            type_: E820_RAM,
+        });
+        Self {
+            shared_info,
+            shared_info_at,
+            nr_pages: AtomicU64::new(nr_pages),
+            max_pages: nr_pages,
+            vm_assist: AtomicU64::new(0),
+            nr_vcpus,
+            vcpus: [const { VcpuShared::new() }; MAX_VCPUS],
+            memory_map,
+            evtchn: EventChannels::default(),
+            gnttab: GrantTable::default(),
+            console: Console::default(),
+            identity: Identity::default(),
+        }
+    }
 }

@@ -67,3 +67,46 @@ pub struct Vcpu {
     /// What a blocked vCPU waits for.
     pub wait: crate::sched::Wait,
 }
+
+impl Entry {
+    /// No callbacks yet.
+    #[must_use]
+    pub const fn new(info: &'static VcpuInfo) -> Self {
+        Self {
+            info,
+            kernel_sp: 0,
+            fast_syscall: 0,
+            event_callback: 0,
+            failsafe_callback: 0,
+            syscall_callback: 0,
+            syscall32_callback: 0,
+            sysenter_callback: 0,
+            nmi_callback: 0,
+            syscall_masks: 0,
+            failsafe_masks: 0,
+            syscall32_masks: 0,
+            sysenter_masks: 0,
+            attention: 0,
+            pad: [0; 3],
+        }
+    }
+}
+
+impl Vcpu {
+    /// A vCPU as it is before its first instruction.
+    #[must_use]
+    pub fn new(id: u32, info: &'static VcpuInfo) -> Self {
+        Self {
+            entry: Entry::new(info),
+            id,
+            traps: Default::default(),
+            nmi: Default::default(),
+            debugreg: Default::default(),
+            descriptors: Default::default(),
+            mmu: Default::default(),
+            control: Default::default(),
+            time: Default::default(),
+            wait: Default::default(),
+        }
+    }
+}

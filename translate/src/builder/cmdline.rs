@@ -1,0 +1,221 @@
+//! The command line: the guest's, with the shim's own `pontoon.` words taken out.
+//!
+//! Words are divided by white space; a double quote begins or ends a stretch
+//! in which white space does not divide, as the Linux kernel reads its own.
+
+use alloc::vec::Vec;
+
+/// Where the guest's console goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConsoleDevice {
+    /// First serial port.
+    #[default]
+    Com1,
+    /// Second serial port.
+    Com2,
+    /// Nowhere.
+    None,
+}
+
+/// How much the shim itself says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "level names")]
+pub enum LogLevel {
+    Error,
+    #[default]
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// The shim's options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options<'a> {
+    /// `pontoon.console=com1|com2|none`.
+    pub console: ConsoleDevice,
+    /// `pontoon.log=error|warn|info|debug|trace`.
+    pub log: LogLevel,
+    /// `pontoon.mem=SIZE`: cap of the guest's memory in bytes.
+    pub mem_bytes: Option<u64>,
+    /// `pontoon.hyperv=off` makes it false: Hyper-V is not looked for.
+    pub hyperv: bool,
+    /// `pontoon.hv-without=a,b`: host features not to use, as given; see [`Self::without`].
+    pub hv_without: &'a [u8],
+    /// `pontoon.` words that were not understood (unknown name or bad value), for a warning.
+    pub unknown: Vec<&'a [u8]>,
+}
+
+impl Options<'_> {
+    /// Whether `pontoon.hv-without` names the feature (or `all`).
+    #[must_use]
+    pub fn without(&self, feature: &str) -> bool {
+        self.hv_without.split(|&c| c == b',').any(|f| f == b"all" || f == feature.as_bytes())
+    }
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self {
+            console: ConsoleDevice::default(),
+            log: LogLevel::default(),
+            mem_bytes: None,
+            hyperv: true,
+            hv_without: &[],
+            unknown: Vec::new(),
+        }
+    }
+}
+
+/// Bytes of a size with an optional K, M, G or T (decimal or 0x).
+fn size_bytes(text: &[u8]) -> Option<u64> {
+    let (digits, shift) = match text.split_last()? {
+        (b'k' | b'K', rest) => (rest, 10),
+        (b'm' | b'M', rest) => (rest, 20),
+        (b'g' | b'G', rest) => (rest, 30),
+        (b't' | b'T', rest) => (rest, 40),
+        _ => (text, 0),
+    };
+    let digits = core::str::from_utf8(digits).ok()?;
+    let value = match digits.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok()?,
+        None => digits.parse().ok()?,
+    };
+    value.checked_mul(1 << shift)
+}
+
+fn unquote(value: &[u8]) -> &[u8] {
+    let value = value.strip_prefix(b"\"").unwrap_or(value);
+    value.strip_suffix(b"\"").unwrap_or(value)
+}
+
+/// Applies one word without its `pontoon.`; `None` where it is not understood.
+fn apply<'a>(options: &mut Options<'a>, word: &'a [u8]) -> Option<()> {
+    let equals = word.iter().position(|&c| c == b'=')?;
+    let name = word.get(..equals)?;
+    let value = unquote(word.get(equals + 1..)?);
+    match name {
+        b"console" => {
+            options.console = match value {
+                b"com1" => ConsoleDevice::Com1,
+                b"com2" => ConsoleDevice::Com2,
+                b"none" => ConsoleDevice::None,
+                _ => return None,
+            };
+        }
+        b"log" => {
+            options.log = match value {
+                b"error" => LogLevel::Error,
+                b"warn" => LogLevel::Warn,
+                b"info" => LogLevel::Info,
+                b"debug" => LogLevel::Debug,
+                b"trace" => LogLevel::Trace,
+                _ => return None,
+            };
+        }
+        b"mem" => options.mem_bytes = Some(size_bytes(value).filter(|&bytes| bytes != 0)?),
+        b"hyperv" => {
+            options.hyperv = match value {
+                b"on" => true,
+                b"off" => false,
+                _ => return None,
+            };
+        }
+        b"hv-without" => options.hv_without = value,
+        _ => return None,
+    }
+    Some(())
+}
+
+/// Words of a command line, quotes kept.
+fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut quoted = false;
+    line.split(move |&c| {
+        quoted ^= c == b'"';
+        !quoted && c.is_ascii_whitespace()
+    })
+    .filter(|word| !word.is_empty())
+}
+
+/// Divides a command line into the guest's (words as they were, single spaces between) and the
+/// shim's options. Of an option given twice, the last counts.
+#[must_use]
+pub fn split(line: &[u8]) -> (Vec<u8>, Options<'_>) {
+    let end = line.iter().position(|&c| c == 0).unwrap_or(line.len());
+    let mut guest = Vec::with_capacity(end);
+    let mut options = Options::default();
+    for word in words(line.get(..end).unwrap_or(line)) {
+        let bare = word.strip_prefix(b"\"").unwrap_or(word);
+        if let Some(ours) = bare.strip_prefix(b"pontoon.") {
+            if apply(&mut options, ours).is_none() {
+                options.unknown.push(word);
+            }
+            continue;
+        }
+        if !guest.is_empty() {
+            guest.push(b' ');
+        }
+        guest.extend_from_slice(word);
+    }
+    (guest, options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn guest_words_stay_and_ours_leave() {
+        let line = b"console=hvc0 pontoon.console=com2  root=/dev/xvda pontoon.log=debug quiet\n";
+        let (guest, options) = split(line);
+        assert_eq!(guest, b"console=hvc0 root=/dev/xvda quiet");
+        assert_eq!(options.console, ConsoleDevice::Com2);
+        assert_eq!(options.log, LogLevel::Debug);
+        assert!(options.hyperv && options.unknown.is_empty());
+    }
+
+    #[test]
+    fn quotes_keep_words_together() {
+        let (guest, options) = split(b"dyndbg=\"file a.c +p\" pontoon.hv-without=\"ipi,stimer\" x");
+        assert_eq!(guest, b"dyndbg=\"file a.c +p\" x");
+        assert!(options.without("ipi") && options.without("stimer") && !options.without("crash"));
+        let (guest, options) = split(b"\"pontoon.mem=1G\" a=\"b pontoon.mem=2G\"");
+        assert_eq!(guest, b"a=\"b pontoon.mem=2G\"");
+        assert_eq!(options.mem_bytes, Some(1 << 30));
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size_bytes(b"64M"), Some(64 << 20));
+        assert_eq!(size_bytes(b"0x1000"), Some(4096));
+        assert_eq!(size_bytes(b"1t"), Some(1 << 40));
+        assert_eq!(size_bytes(b"99999999T"), None);
+        assert_eq!(size_bytes(b""), None);
+        assert_eq!(size_bytes(b"M"), None);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_reported_not_passed_on() {
+        let (guest, options) =
+            split(b"a pontoon.mem=lots pontoon.frob=1 pontoon.log pontoon.hyperv=off b");
+        assert_eq!(guest, b"a b");
+        assert_eq!(options.unknown, [&b"pontoon.mem=lots"[..], b"pontoon.frob=1", b"pontoon.log"]);
+        assert!(!options.hyperv);
+    }
+
+    #[test]
+    fn a_nul_ends_the_line() {
+        assert_eq!(split(b"a b\0pontoon.log=info c").0, b"a b");
+    }
+
+    proptest! {
+        #[test]
+        fn splitting_is_stable(line in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let (guest, _) = split(&line);
+            let (again, options) = split(&guest);
+            prop_assert_eq!(&again, &guest);
+            prop_assert!(options.unknown.is_empty());
+        }
+    }
+}

@@ -1,5 +1,0 @@
-//! Privileged instructions.
-
-/// Control registers as the guest sees them.
-#[derive(Debug, Default)]
-pub struct ControlRegs {}

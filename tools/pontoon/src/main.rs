@@ -1,2 +1,212 @@
-//! pontoon
-fn main() {}
+//! `pontoon`: boot an unmodified Xen PV kernel on Hyper-V's interfaces.
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use pontoon::host::{Host, Input, Machine, Under};
+use pontoon::kernel::{self, Kernel};
+use pontoon::outcome::Status;
+use pontoon::cleanup::{self, Scratch};
+use pontoon::{initramfs, say, setup, tty};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+#[derive(Parser)]
+#[command(name = "pontoon", version, about = "Run Xen PV guests on Hyper-V")]
+struct Cli {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+#[derive(Subcommand)]
+enum Commands {
+    /// Boot a kernel as PV guest of the shim; its console is this terminal.
+    ///
+    /// The exit status is the guest's outcome: 0 power-off, 3 reset, 4 triple
+    /// fault, 5 crash; 124 when its time was over, 1 when it could not be started.
+    /// Ctrl-A x leaves a guest.
+    Boot(Box<Boot>),
+}
+
+#[derive(clap::Args)]
+struct Boot {
+    /// Kernel image, or a Debian suite whose current kernel to fetch
+    /// [default: this machine's suite].
+    #[arg(long)]
+    kernel: Option<String>,
+    /// Initrd [default: a small one with a shell].
+    #[arg(long)]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(long, allow_hyphen_values = true)]
+    append: Option<String>,
+    /// Memory: 512M, 1G, …
+    #[arg(long, default_value = "1G", value_parser = parse_memory)]
+    memory: u64,
+    /// Processors.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// Boot the kernel itself, without the shim.
+    #[arg(long)]
+    native: bool,
+    /// Where to run it.
+    #[arg(long, value_enum, default_value_t = Where::Auto)]
+    under: Where,
+    /// Save the host's counters as JSON.
+    #[arg(long, value_name = "FILE")]
+    stats: Option<PathBuf>,
+    /// Hyper-V features the host is to withhold, separated by commas.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    hv_without: Vec<String>,
+    /// End the guest after this many seconds.
+    #[arg(long, value_name = "SECS")]
+    timeout: Option<u64>,
+    /// How much the shim says (its `pontoon.log=`).
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+    /// With --under qemu: wait for a debugger on this TCP port.
+    #[arg(long, value_name = "PORT")]
+    gdb: Option<u16>,
+    /// With --under qemu: count instructions instead of time.
+    #[arg(long)]
+    icount: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Where {
+    /// On KVM where it has Hyper-V's interfaces, else nested.
+    Auto,
+    /// On this machine's KVM.
+    Kvm,
+    /// On the KVM of an emulated machine.
+    Nested,
+    /// In plain QEMU, without Hyper-V.
+    Qemu,
+}
+
+/// A size in MiB.
+fn parse_memory(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|_| format!("\"{text}\" is no size; write 512M or 1G"))?;
+    let mib = match unit.to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
+        "" | "M" => Some(number),
+        "G" => number.checked_mul(1024),
+        _ => return Err(format!("\"{unit}\" is no unit of memory; use M or G")),
+    };
+    mib.filter(|m| (64..=64 * 1024).contains(m)).ok_or_else(|| "memory is from 64M to 64G".into())
+}
+
+fn main() -> ExitCode {
+    let Commands::Boot(boot) = Cli::parse().command;
+    match run(&boot) {
+        // Outcomes are small; what is not fits no exit status.
+        Ok(Status(status)) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
+        Err(e) => {
+            tty::restore();
+            say(format!("{e:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(boot: &Boot) -> Result<Status> {
+    if (boot.gdb.is_some() || boot.icount) && !matches!(boot.under, Where::Qemu) {
+        bail!("--gdb and --icount need --under qemu");
+    }
+    if boot.stats.is_some() && matches!(boot.under, Where::Qemu) {
+        bail!("--stats: plain QEMU keeps no counters; leave out --under qemu");
+    }
+    for file in boot.initrd.iter() {
+        std::fs::metadata(file).with_context(|| format!("--initrd {}", file.display()))?;
+    }
+    setup::for_running()?;
+    setup::for_building()?;
+    interruptible()?;
+    let work = Scratch::new()?;
+    let machine = describe(boot, work.path())?;
+    let under = match boot.under {
+        Where::Auto => Under::Auto,
+        Where::Kvm => Under::Kvm,
+        Where::Nested => Under::Nested,
+        Where::Qemu => Under::Qemu,
+    };
+    let (mut host, why) = Host::choose(under, machine.memory_mib)?;
+    if let Host::Qemu(qemu) = &mut host {
+        qemu.gdb = boot.gdb;
+        qemu.icount = boot.icount;
+    }
+    say(why);
+    let outcome = {
+        let _raw = tty::Raw::enter()?;
+        let input = Input::default();
+        tty::feed(input.clone(), || leave(130));
+        let mut stdout = std::io::stdout().lock();
+        let mut output = |bytes: &[u8]| {
+            // Whoever reads the console may go away before the guest does.
+            let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        };
+        host.run(&machine, &input, &mut output)?
+    };
+    if let (Some(path), Some(stats)) = (&boot.stats, &outcome.stats) {
+        std::fs::write(path, stats).with_context(|| format!("--stats {}", path.display()))?;
+    }
+    say(format!("the guest ended: {}", outcome.status.text()));
+    Ok(outcome.status)
+}
+
+/// The guest as the options describe it, with what they leave open filled in.
+fn describe(boot: &Boot, work: &Path) -> Result<Machine> {
+    let spec = boot.kernel.clone().unwrap_or_else(kernel::machine_suite);
+    let kernel = if Path::new(&spec).is_file() {
+        PathBuf::from(&spec)
+    } else if kernel::is_suite(&spec) {
+        let kernel = Kernel::get(&spec)?;
+        say(format!("kernel {} of Debian's package version {}", kernel.release, kernel.version));
+        kernel.vmlinuz()?
+    } else {
+        bail!("--kernel {spec}: no such file, and no Debian suite of that name is known");
+    };
+    let initrd = match &boot.initrd {
+        Some(initrd) => initrd.clone(),
+        None => {
+            let path = work.join("initrd");
+            std::fs::write(&path, initramfs::shell()?)?;
+            path
+        }
+    };
+    let console = if boot.native { "console=ttyS0" } else { "console=hvc0" };
+    let mut append = boot.append.clone().unwrap_or_else(|| console.into());
+    if let Some(level) = &boot.log {
+        append.push_str(&format!(" pontoon.log={level}"));
+    }
+    let machine = Machine {
+        memory_mib: boot.memory,
+        cpus: boot.cpus,
+        without: boot.hv_without.clone(),
+        stats: boot.stats.is_some(),
+        timeout: boot.timeout.map(Duration::from_secs),
+        show_errors: true,
+        ..Machine::new(&kernel, Some(&initrd), &append)
+    };
+    if boot.native { Ok(machine) } else { machine.under_shim(work) }
+}
+
+/// Leaves in the middle: the terminal gets its settings back and nothing stays
+/// behind.
+fn leave(status: i32) {
+    tty::restore();
+    cleanup::all();
+    std::process::exit(status);
+}
+
+fn interruptible() -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            leave(128 + signal);
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,215 @@
+//! The helper inside: first process of the emulated Linux in which hvhost runs
+//! where the machine itself has no usable KVM, and prober of `/dev/kvm`.
+//!
+//! As `init` it loads the modules listed in `/modules`, opens the virtio serial
+//! port and does what the frames on it say (see `pontoon::protocol`). When the
+//! other end goes away it powers the machine off, so nothing outlives its user.
+
+use anyhow::{Context, Result};
+use pontoon::protocol::{self, Exit, Kind, Run};
+use rustix::mount::{MountFlags, mount};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+const PORT: &str = "/dev/vport0p1";
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    if args.next().as_deref() == Some("probe-kvm") {
+        match pontoon::kvm::probe_here() {
+            Ok(()) => println!("usable"),
+            Err(why) => {
+                println!("{why}");
+                std::process::exit(1);
+            }
+        }
+        return;
+    }
+    if std::process::id() != 1 {
+        eprintln!("pontoon-agent: started by pontoon inside its emulated machine; use `pontoon boot`");
+        std::process::exit(2);
+    }
+    if let Err(e) = serve() {
+        println!("pontoon-agent: {e:#}");
+    }
+    power_off();
+}
+
+fn power_off() -> ! {
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
+    loop {
+        thread::park();
+    }
+}
+
+fn serve() -> Result<()> {
+    for (kind, at) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/tmp")] {
+        fs::create_dir_all(at)?;
+        mount(kind, at, kind, MountFlags::empty(), None).with_context(|| format!("mount {at}"))?;
+    }
+    for module in fs::read_to_string("/modules").context("/modules")?.lines() {
+        let file = File::open(module).with_context(|| module.to_owned())?;
+        rustix::system::finit_module(&file, c"", 0).with_context(|| format!("load {module}"))?;
+    }
+    let port = open_port()?;
+    let mut agent = Agent { out: Arc::new(Mutex::new(port.try_clone()?)), running: None, upload: None };
+    agent.tell(Kind::HELLO, b"ready");
+    let mut from = port;
+    while let Some((kind, payload)) = protocol::receive(&mut from)? {
+        agent.handle(kind, &payload)?;
+    }
+    Ok(())
+}
+
+/// The port appears a moment after its driver.
+fn open_port() -> Result<File> {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        match OpenOptions::new().read(true).write(true).open(PORT) {
+            Ok(port) => return Ok(port),
+            Err(e) if Instant::now() > until => return Err(e).context(PORT),
+            Err(_) => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+type SharedPort = Arc<Mutex<File>>;
+
+struct Agent {
+    out: SharedPort,
+    running: Option<Running>,
+    upload: Option<File>,
+}
+
+/// A program under way. Its waiter thread reports the end.
+struct Running {
+    input: ChildStdin,
+    child: Arc<Mutex<Child>>,
+}
+
+impl Agent {
+    fn handle(&mut self, kind: Kind, payload: &[u8]) -> Result<()> {
+        match kind {
+            Kind::FILE => {
+                let path = String::from_utf8(payload.to_vec())?;
+                if let Some((dir, _)) = path.rsplit_once('/') {
+                    fs::create_dir_all(format!("{dir}/"))?;
+                }
+                use std::os::unix::fs::OpenOptionsExt;
+                let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o755).open(&path);
+                self.upload = Some(file.with_context(|| path.clone())?);
+            }
+            Kind::DATA => match &mut self.upload {
+                Some(file) => file.write_all(payload)?,
+                None => anyhow::bail!("file data without a file"),
+            },
+            Kind::RUN => {
+                // Closes the last file: a program still open for writing cannot be executed.
+                self.upload = None;
+                let run: Run = serde_json::from_slice(payload)?;
+                self.running = None;
+                match start(&run, &self.out) {
+                    Ok(running) => self.running = Some(running),
+                    Err(e) => report(&self.out, &Exit { code: None, signal: None, timed_out: false, failure: Some(format!("{e:#}")), wall_ms: 0 }),
+                }
+            }
+            Kind::INPUT => {
+                if let Some(running) = &mut self.running {
+                    // The program may be gone already: its bytes are lost with it.
+                    let _ = running.input.write_all(payload).and_then(|()| running.input.flush());
+                }
+            }
+            Kind::KILL => {
+                if let Some(running) = &self.running {
+                    let _ = running.child.lock().unwrap_or_else(|e| e.into_inner()).kill();
+                }
+            }
+            other => anyhow::bail!("unknown frame {other:?}"),
+        }
+        Ok(())
+    }
+
+    fn tell(&self, kind: Kind, payload: &[u8]) {
+        tell(&self.out, kind, payload);
+    }
+}
+
+fn tell(out: &SharedPort, kind: Kind, payload: &[u8]) {
+    let mut out = out.lock().unwrap_or_else(|e| e.into_inner());
+    if protocol::send(&mut *out, kind, payload).is_err() {
+        power_off();
+    }
+}
+
+fn report(out: &SharedPort, exit: &Exit) {
+    tell(out, Kind::EXIT, &serde_json::to_vec(exit).unwrap_or_default());
+}
+
+fn pump(mut from: impl Read + Send + 'static, kind: Kind, out: &SharedPort) -> JoinHandle<()> {
+    let out = Arc::clone(out);
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            tell(&out, kind, buffer.get(..count).unwrap_or_default());
+        }
+    })
+}
+
+fn start(run: &Run, out: &SharedPort) -> Result<Running> {
+    let (program, args) = run.argv.split_first().context("no program named")?;
+    if let Some(path) = &run.give_back {
+        let _ = fs::remove_file(path);
+    }
+    let began = Instant::now();
+    let mut child = Command::new(program)
+        .args(args)
+        .env("RUST_BACKTRACE", "1")
+        .current_dir("/tmp")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| program.clone())?;
+    let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (Some(input), Some(stdout), Some(stderr)) = pipes else { anyhow::bail!("no pipes") };
+    let pumps = [pump(stdout, Kind::OUTPUT, out), pump(stderr, Kind::ERROR, out)];
+    let child = Arc::new(Mutex::new(child));
+    let waiter = (Arc::clone(&child), Arc::clone(out), run.clone());
+    thread::spawn(move || {
+        let (child, out, run) = waiter;
+        let limit = run.timeout_ms.map(Duration::from_millis);
+        let mut timed_out = false;
+        let status = loop {
+            let waited = {
+                let mut child = child.lock().unwrap_or_else(|e| e.into_inner());
+                if limit.is_some_and(|limit| began.elapsed() > limit) && !timed_out {
+                    timed_out = true;
+                    let _ = child.kill();
+                }
+                child.try_wait()
+            };
+            match waited {
+                Ok(Some(status)) => break Some(status),
+                Ok(None) => thread::sleep(Duration::from_millis(5)),
+                Err(_) => break None,
+            }
+        };
+        let wall_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        for pump in pumps {
+            let _ = pump.join();
+        }
+        if let Some(Ok(file)) = run.give_back.as_ref().map(fs::read) {
+            tell(&out, Kind::FILE_BACK, &file);
+        }
+        let code = status.and_then(|s| s.code());
+        let signal = status.and_then(|s| s.signal());
+        report(&out, &Exit { code, signal, timed_out, failure: None, wall_ms });
+    });
+    Ok(Running { input, child })
+}

@@ -1,0 +1,90 @@
+//! Children and temporary directories, known in one place so that a command
+//! that is interrupted leaves nothing behind.
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+#[derive(Default)]
+struct Ours {
+    children: Vec<Pid>,
+    dirs: Vec<PathBuf>,
+}
+
+static OURS: Mutex<Ours> = Mutex::new(Ours { children: Vec::new(), dirs: Vec::new() });
+
+fn ours() -> MutexGuard<'static, Ours> {
+    OURS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kills its child on the way out, whatever that way is.
+pub struct Reaper {
+    child: Child,
+    pid: Option<Pid>,
+}
+
+impl Reaper {
+    /// Takes responsibility for `child`.
+    #[must_use]
+    pub fn new(child: Child) -> Self {
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        ours().children.extend(pid);
+        Self { child, pid }
+    }
+
+    /// The child.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        // Off the list first: once waited for, the number may be somebody else's.
+        ours().children.retain(|&pid| Some(pid) != self.pid);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A temporary directory, removed on the way out.
+pub struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    /// Makes a directory.
+    pub fn new() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("pontoon-").tempdir().context("no temporary directory can be made")?;
+        let path = dir.keep();
+        ours().dirs.push(path.clone());
+        Ok(Self { path })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        ours().dirs.retain(|d| *d != self.path);
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Ends all children and removes all directories: for a way out that runs no
+/// destructors.
+pub fn all() {
+    let ours = std::mem::take(&mut *ours());
+    for pid in ours.children {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    for dir in ours.dirs {
+        let _ = std::fs::remove_dir_all(dir);
+    }
+}

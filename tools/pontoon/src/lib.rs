@@ -1,0 +1,33 @@
+//! Running Xen PV guests under the shim, wherever this machine can.
+//!
+//! The `pontoon` command is a thin front of this library; the tests and the
+//! benchmarks call it, too. From the bottom up:
+//! - [`apt`], [`kernel`]: Debian's kernels and tools, out of its signed packages;
+//! - [`cpio`], [`initramfs`], [`bundle`]: the archives a guest starts with;
+//! - [`artefact`]: the project's own programs, found or built;
+//! - [`kvm`], [`nested`], [`qemu`], [`xen`]: the places a guest can run in;
+//! - [`host`]: choosing one of them and running a [`host::Machine`] there.
+
+pub mod apt;
+pub mod artefact;
+pub mod bundle;
+pub mod cache;
+pub mod cleanup;
+pub mod cpio;
+pub mod host;
+pub mod initramfs;
+pub mod kernel;
+pub mod kvm;
+pub mod nested;
+pub mod outcome;
+pub mod protocol;
+pub mod qemu;
+pub mod setup;
+pub mod tty;
+pub mod xen;
+
+/// Says a line about what is going on, to standard error: standard output
+/// belongs to the guest's console.
+pub fn say(text: impl AsRef<str>) {
+    eprintln!("pontoon: {}", text.as_ref());
+}

@@ -1,0 +1,110 @@
+//! Installing what the project needs from Debian.
+
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// A package and a file that tells whether it is installed.
+struct Need {
+    package: &'static str,
+    file: &'static str,
+}
+
+const fn need(package: &'static str, file: &'static str) -> Need {
+    Need { package, file }
+}
+
+/// What running guests takes.
+const RUN: &[Need] = &[
+    need("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    need("busybox-static", "/usr/share/doc/busybox-static"),
+    need("xz-utils", "/usr/bin/xz"),
+    need("gcc", "/usr/bin/gcc"),
+    need("libc6-dev", "/usr/lib/x86_64-linux-gnu/libc.a"),
+];
+
+/// What the tests take beyond that.
+const TEST: &[Need] = &[
+    need("libxen-dev", "/usr/include/xen/xen.h"),
+    need("zstd", "/usr/bin/zstd"),
+    need("lz4", "/usr/bin/lz4"),
+    need("lzop", "/usr/bin/lzop"),
+    need("bzip2", "/usr/bin/bzip2"),
+    need("cpio", "/usr/bin/cpio"),
+];
+
+/// Makes sure guests can be run.
+pub fn for_running() -> Result<()> {
+    ensure(RUN)
+}
+
+/// Makes sure the tests can be run, too.
+pub fn for_testing() -> Result<()> {
+    ensure(RUN)?;
+    ensure(TEST)?;
+    rust_target()
+}
+
+fn ensure(needs: &[Need]) -> Result<()> {
+    let missing: Vec<_> = needs.iter().filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("missing: {list}; install them (only Debian's apt-get is known here)");
+    }
+    crate::say(format!("installing {list} with apt-get"));
+    if !apt_get(&["install"], &missing)? {
+        // Lists may be missing or old on a fresh machine.
+        apt_get(&["update"], &[])?;
+        if !apt_get(&["install"], &missing)? {
+            bail!("apt-get could not install {list}");
+        }
+    }
+    let still: Vec<_> = needs.iter().filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect();
+    if !still.is_empty() {
+        bail!("apt-get installed {}, yet their files are not where Debian has them", still.join(" "));
+    }
+    Ok(())
+}
+
+fn apt_get(action: &[&str], packages: &[&str]) -> Result<bool> {
+    let root = rustix::process::geteuid().is_root();
+    let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
+    if !root {
+        command.args(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    }
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-y"]).args(action);
+    if action == ["install"] {
+        command.arg("--no-install-recommends");
+    }
+    // Its progress goes where our own words go.
+    let out = command.args(packages).stdin(Stdio::null()).stdout(std::io::stderr()).status();
+    let out = out.with_context(|| if root { "apt-get cannot be run" } else { "not root, and sudo cannot be run: install by hand" })?;
+    Ok(out.success())
+}
+
+/// rustup adds the toolchain file's targets by itself when it installs the
+/// toolchain, not when the toolchain was there before.
+fn rust_target() -> Result<()> {
+    let Some(workspace) = crate::artefact::workspace() else { return Ok(()) };
+    let sysroot = Command::new("rustc").current_dir(&workspace).args(["--print", "sysroot"]).output().context("rustc cannot be run")?;
+    let sysroot = String::from_utf8_lossy(&sysroot.stdout).trim().to_owned();
+    if Path::new(&sysroot).join("lib/rustlib/x86_64-unknown-none/lib").exists() {
+        return Ok(());
+    }
+    crate::say("adding the Rust target x86_64-unknown-none with rustup");
+    let mut rustup = Command::new("rustup");
+    rustup.current_dir(&workspace).args(["target", "add", "x86_64-unknown-none"]);
+    let status = rustup.stdout(std::io::stderr()).status().context("rustup cannot be run; install the target x86_64-unknown-none")?;
+    if !status.success() {
+        bail!("rustup could not add the target x86_64-unknown-none");
+    }
+    Ok(())
+}
+
+/// Makes sure the shim can be built.
+pub fn for_building() -> Result<()> {
+    rust_target()
+}

@@ -6,7 +6,10 @@ use crate::regs::CpuRegs;
 
 /// Control registers and the like, as the guest sees them.
 #[derive(Debug, Default)]
-pub struct ControlRegs {}
+pub struct ControlRegs {
+    /// IOPL by `PHYSDEVOP_set_iopl`: whether user mode may name I/O ports.
+    pub iopl: u8,
+}
 
 /// What became of a trapped instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,1 +1,11 @@
-//! End-to-end tests.
+//! What the end-to-end tests share: the programs guests run, the initramfs
+//! around them, and what their consoles and kernel logs say.
+
+pub mod guests;
+pub mod log;
+pub mod reference;
+pub mod transcript;
+
+/// The kernels tested: 5.10, 6.1, 6.12 and the newest, as their suites have them
+/// now, and the last 5.10 that calls through a hypercall page.
+pub const KERNELS: [&str; 5] = ["bullseye:5.10.0-32", "bullseye", "bookworm", "trixie", "sid"];

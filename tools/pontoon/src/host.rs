@@ -16,6 +16,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Beyond a guest's time limit, before a host program that does not keep it is
+/// ended.
+pub const OVERTIME: Duration = Duration::from_secs(10);
+
 /// A guest to run: what hvhost's command line says.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -81,6 +85,9 @@ impl Machine {
         args.extend(["--cpus".into(), self.cpus.to_string()]);
         if !self.without.is_empty() {
             args.extend(["--hv-without".into(), self.without.join(",")]);
+        }
+        if let Some(limit) = self.timeout {
+            args.extend(["--timeout".into(), limit.as_secs().max(1).to_string()]);
         }
         if let Some(stats) = stats {
             args.extend(["--stats".into(), stats.into()]);
@@ -151,7 +158,9 @@ fn run_on_kvm(machine: &Machine, input: &Input, output: &mut dyn FnMut(&[u8])) -
     let stats_arg = machine.stats.then(|| stats.display().to_string());
     let mut command = Command::new(artefact::HVHOST.find()?);
     command.args(machine.hvhost_args(stats_arg.as_deref(), |p| Ok(p.display().to_string()))?);
-    let mut outcome = run_child(command, machine, input, output)?;
+    // hvhost keeps the time itself; ours is for one that does not.
+    let backstop = Machine { timeout: machine.timeout.map(|t| t + OVERTIME), ..machine.clone() };
+    let mut outcome = run_child(command, &backstop, input, output)?;
     outcome.stats = std::fs::read_to_string(stats).ok();
     Ok(outcome)
 }

@@ -24,7 +24,7 @@ enum Commands {
     /// Boot a kernel as PV guest of the shim; its console is this terminal.
     ///
     /// The exit status is the guest's outcome: 0 power-off, 3 reset, 4 triple
-    /// fault, 5 crash; 124 when its time was over, 1 when it could not be started.
+    /// fault, 5 crash; 6 when its time was over, 1 when it could not be started.
     /// Ctrl-A x leaves a guest.
     Boot(Box<Boot>),
 }

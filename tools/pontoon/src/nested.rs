@@ -16,7 +16,7 @@
 use crate::artefact;
 use crate::cpio::Archive;
 use crate::cleanup::{Reaper, Scratch};
-use crate::host::{Collected, Input, Machine};
+use crate::host::{Collected, Input, Machine, OVERTIME};
 use crate::kernel::Kernel;
 use crate::outcome::{Outcome, Status};
 use crate::protocol::{self, CHUNK_BYTES, Exit, Kind, Run};
@@ -103,9 +103,10 @@ impl Session {
 
     /// Runs any program of the emulated machine.
     pub fn run_program(&mut self, argv: Vec<String>, machine: &Machine, input: &Input, output: &mut dyn FnMut(&[u8])) -> Result<Outcome> {
-        let timeout_ms = machine.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
+        let limit = machine.timeout.map(|t| t + OVERTIME);
+        let timeout_ms = limit.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
         let run = Run { argv, timeout_ms, give_back: machine.stats.then(|| STATS.to_owned()) };
-        self.reader.get_ref().set_read_timeout(machine.timeout.map(|t| t + GRACE))?;
+        self.reader.get_ref().set_read_timeout(limit.map(|t| t + GRACE))?;
         self.send(Kind::RUN, &serde_json::to_vec(&run)?)?;
         input.open(Box::new(InputFrames { writer: Arc::clone(&self.writer) }));
         let result = self.follow(machine, output);

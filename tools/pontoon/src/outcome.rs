@@ -17,8 +17,8 @@ impl Status {
     pub const TRIPLE_FAULT: Self = Self(4);
     /// The guest reported a crash.
     pub const CRASH: Self = Self(5);
-    /// Its time was over (as `timeout(1)` says it).
-    pub const TIMED_OUT: Self = Self(124);
+    /// Its time was over.
+    pub const TIMED_OUT: Self = Self(6);
 
     /// In words.
     #[must_use]

@@ -1,2 +1,104 @@
-//! xtask
-fn main() {}
+//! `cargo xtask`: what a developer runs.
+
+mod bench;
+mod check;
+mod command;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use pontoon::artefact;
+use pontoon::kernel::{Kernel, is_suite};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer tasks")]
+struct Cli {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+#[derive(Subcommand)]
+enum Commands {
+    /// Install what building and testing needs (Debian packages, a Rust target).
+    Setup,
+    /// Build everything: tools, host, shim, guest programs.
+    Build,
+    /// Formatting, lints and generated documents.
+    Check,
+    /// Every test: host tests of all crates, then end-to-end boots.
+    Test(test::Options),
+    /// End-to-end boots only.
+    E2e(test::E2e),
+    /// Benchmarks; `bench micro` is the yardstick.
+    Bench {
+        /// The benchmark and its options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Size of the shim's image.
+    Size,
+    /// Run the fuzz targets for a while.
+    Fuzz {
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Only this target.
+        target: Option<String>,
+    },
+    /// Record what kernels say under real Xen (tests/e2e/xen-logs).
+    XenLogs {
+        /// Suites; default: all that are tested.
+        kernels: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Commands) -> Result<()> {
+    match command {
+        Commands::Setup => pontoon::setup::for_testing(),
+        Commands::Build => build(),
+        Commands::Check => check::run(),
+        Commands::Test(options) => test::run(&options),
+        Commands::E2e(options) => test::e2e(&options),
+        Commands::Bench { rest } => {
+            pontoon::setup::for_testing()?;
+            bench::run(rest)
+        }
+        Commands::Size => check::size(),
+        Commands::Fuzz { seconds, target } => test::fuzz(seconds, target.as_deref()),
+        Commands::XenLogs { kernels } => xen_logs(&kernels),
+    }
+}
+
+fn build() -> Result<()> {
+    pontoon::setup::for_testing()?;
+    command::cargo(&["build", "--release", "--package", "pontoon"])?;
+    for artefact in [artefact::HVHOST, artefact::AGENT, artefact::SHIM] {
+        println!("{}", artefact.find()?.display());
+    }
+    println!("{}", pontoon_tests::guests::program("stress")?.display());
+    println!("{}", pontoon_tests::guests::program("micro")?.display());
+    Ok(())
+}
+
+fn xen_logs(kernels: &[String]) -> Result<()> {
+    pontoon::setup::for_testing()?;
+    let all = pontoon_tests::KERNELS.map(str::to_owned);
+    let kernels = if kernels.is_empty() { &all[..] } else { kernels };
+    for spec in kernels {
+        anyhow::ensure!(is_suite(spec), "\"{spec}\" names no Debian suite");
+        let path = pontoon_tests::reference::record_into_repository(&Kernel::get(spec)?, "stress")?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}

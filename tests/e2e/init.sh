@@ -1,0 +1,61 @@
+#!/bin/sh
+# First process of the test guests. pontoon_test= chooses what happens; lines
+# that begin with @@ are read by the tests.
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev 2>/dev/null
+test=none
+for word in $(cat /proc/cmdline); do
+	case $word in
+	pontoon_test=*) test=${word#pontoon_test=} ;;
+	esac
+done
+echo "@@ init $(uname -r)"
+echo "@@ uptime $(cut -d' ' -f1 /proc/uptime)"
+echo "@@ hypervisor $(cat /sys/hypervisor/type 2>/dev/null) $(cat /sys/hypervisor/guest_type 2>/dev/null)"
+echo "@@ cpus $(nproc)"
+echo "@@ clocksource $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+
+# What the kernel said at warning level and above.
+log() {
+	echo "@@ log begin"
+	dmesg -r | grep '^<[0-4]>'
+	echo "@@ log end"
+}
+
+case $test in
+stress)
+	/stress
+	echo "@@ stress $?"
+	log
+	;;
+log) log ;;
+detect)
+	dmesg | grep -e 'Hypervisor detected' -e 'Hyper-V'
+	log
+	;;
+reboot)
+	reboot -f
+	sleep 60
+	;;
+crash)
+	echo c >/proc/sysrq-trigger
+	sleep 60
+	;;
+idle:*)
+	sleep "${test#idle:}"
+	;;
+bench)
+	/micro
+	echo "@@ micro $?"
+	;;
+shell)
+	setsid cttyhack sh
+	;;
+*) echo "@@ unknown test $test" ;;
+esac
+echo "@@ end"
+# Give a console that is still on its way a moment.
+sync
+poweroff -f
+sleep 60

@@ -1,0 +1,273 @@
+//! Boots: every kernel under the shim on hvhost, with host features withheld.
+//!
+//! Chosen by environment variables, which `cargo xtask` sets from its options:
+//! - `PONTOON_E2E_KERNELS`: Debian suites, separated by commas; default: all.
+//! - `PONTOON_E2E_WITHOUT`: sets of withheld features, sets separated by `;`,
+//!   features by commas; `none` for the full host, `each` for every single
+//!   feature and all together.
+//! - `PONTOON_E2E_UNDER`: `auto`, `kvm`, `nested` or `qemu`.
+//!
+//! Without `PONTOON_E2E=1` the tests are ignored: they fetch kernels and take
+//! minutes, which a plain `cargo test` should not.
+//!
+//! One host runs all guests, one after the other.
+
+use anyhow::{Context, Result, bail, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use pontoon::cleanup::Scratch;
+use pontoon::host::{Host, Input, Machine, Under};
+use pontoon::kernel::Kernel;
+use pontoon::outcome::{Outcome, Status};
+use pontoon_tests::transcript::Transcript;
+use pontoon_tests::{KERNELS, guests, log, reference};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What hvhost can withhold.
+const FEATURES: [&str; 9] =
+    ["tlbflush", "ipi", "stimer-direct", "stimer", "ref-tsc", "ref-counter", "crash", "frequencies", "ex-masks"];
+const MEMORY_MIB: u64 = 512;
+const LIMIT: Duration = Duration::from_secs(300);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // One host, one guest at a time.
+    arguments.test_threads = Some(1);
+    let kernels = list("PONTOON_E2E_KERNELS", ",").unwrap_or_else(|| KERNELS.map(str::to_owned).to_vec());
+    let lab = Arc::new(Mutex::new(Lab::default()));
+    let ignored = std::env::var_os("PONTOON_E2E").is_none();
+    let mut trials = Vec::new();
+    for kernel in &kernels {
+        for (label, without) in feature_sets() {
+            for (name, test) in TESTS {
+                let (lab, kernel, without) = (Arc::clone(&lab), kernel.clone(), without.clone());
+                let name = format!("{kernel}{label}/{name}");
+                let run = move || {
+                    let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+                    test(&mut lab, &kernel, &without).map_err(|e| Failed::from(format!("{e:#}")))
+                };
+                trials.push(Trial::test(name, run).with_ignored_flag(ignored));
+            }
+        }
+        for (name, test) in NATIVE {
+            let (lab, kernel) = (Arc::clone(&lab), kernel.clone());
+            let name = format!("{kernel}/native/{name}");
+            let run = move || {
+                let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+                test(&mut lab, &kernel, &[]).map_err(|e| Failed::from(format!("{e:#}")))
+            };
+            trials.push(Trial::test(name, run).with_ignored_flag(ignored));
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // The host ends with the lab; `exit` would leave it running.
+    drop(lab);
+    conclusion.exit_code()
+}
+
+type Test = fn(&mut Lab, &str, &[String]) -> Result<()>;
+
+const TESTS: [(&str, Test); 4] = [("stress", stress), ("reboot", reboot), ("crash", crash), ("shell", shell)];
+const NATIVE: [(&str, Test); 2] = [("detect", native_detect), ("reboot", native_reboot)];
+
+fn list(variable: &str, separator: &str) -> Option<Vec<String>> {
+    let value = std::env::var(variable).ok().filter(|v| !v.is_empty())?;
+    Some(value.split(separator).map(|s| s.trim().to_owned()).collect())
+}
+
+/// Labels and the features they withhold.
+fn feature_sets() -> Vec<(String, Vec<String>)> {
+    let mut sets = Vec::new();
+    for set in list("PONTOON_E2E_WITHOUT", ";").unwrap_or_else(|| vec!["none".into()]) {
+        match set.as_str() {
+            "none" => sets.push((String::new(), Vec::new())),
+            "each" => {
+                sets.extend(FEATURES.iter().map(|f| (format!("/without-{f}"), vec![(*f).to_owned()])));
+                sets.push(("/without-all".into(), FEATURES.map(str::to_owned).to_vec()));
+            }
+            "all" => sets.push(("/without-all".into(), FEATURES.map(str::to_owned).to_vec())),
+            set => sets.push((format!("/without-{set}"), set.split(',').map(str::to_owned).collect())),
+        }
+    }
+    sets
+}
+
+/// What the tests share; made when first needed.
+#[derive(Default)]
+struct Lab {
+    host: Option<Host>,
+    scratch: Option<Scratch>,
+    kernels: HashMap<String, Kernel>,
+    initrd: Option<PathBuf>,
+    /// Machines made ready, by kernel, command line and whether under the shim.
+    machines: HashMap<(String, String, bool), Machine>,
+}
+
+impl Lab {
+    fn kernel(&mut self, spec: &str) -> Result<Kernel> {
+        if let Some(kernel) = self.kernels.get(spec) {
+            return Ok(kernel.clone());
+        }
+        let kernel = Kernel::get(spec)?;
+        self.kernels.insert(spec.to_owned(), kernel.clone());
+        Ok(kernel)
+    }
+
+    fn scratch(&mut self) -> Result<PathBuf> {
+        if self.scratch.is_none() {
+            self.scratch = Some(Scratch::new()?);
+        }
+        Ok(self.scratch.as_ref().context("scratch")?.path().to_owned())
+    }
+
+    fn machine(&mut self, spec: &str, append: &str, shim: bool) -> Result<Machine> {
+        let key = (spec.to_owned(), append.to_owned(), shim);
+        if let Some(machine) = self.machines.get(&key) {
+            return Ok(machine.clone());
+        }
+        let scratch = self.scratch()?;
+        let initrd = match &self.initrd {
+            Some(initrd) => initrd.clone(),
+            None => {
+                let path = scratch.join("initrd");
+                std::fs::write(&path, guests::initramfs(&["stress"])?)?;
+                self.initrd.insert(path).clone()
+            }
+        };
+        let kernel = self.kernel(spec)?.vmlinuz()?;
+        let mut machine = Machine::new(&kernel, Some(&initrd), append);
+        machine.memory_mib = MEMORY_MIB;
+        machine.timeout = Some(LIMIT);
+        if shim {
+            machine = machine.under_shim(&scratch)?;
+        }
+        self.machines.insert(key, machine.clone());
+        Ok(machine)
+    }
+
+    fn run(&mut self, machine: &Machine, input: &Input, output: &mut dyn FnMut(&[u8])) -> Result<Outcome> {
+        let host = match &mut self.host {
+            Some(host) => host,
+            None => {
+                let under = match std::env::var("PONTOON_E2E_UNDER").unwrap_or_default().as_str() {
+                    "" | "auto" => Under::Auto,
+                    "kvm" => Under::Kvm,
+                    "nested" => Under::Nested,
+                    "qemu" => Under::Qemu,
+                    other => bail!("PONTOON_E2E_UNDER={other}: auto, kvm, nested or qemu"),
+                };
+                let (host, why) = Host::choose(under, 2 * MEMORY_MIB)?;
+                eprintln!("{why}");
+                self.host.insert(host)
+            }
+        };
+        let result = host.run(machine, input, output);
+        if result.is_err() {
+            // The next test starts with a host that works.
+            self.host = None;
+        }
+        result
+    }
+
+    /// Boots `spec` under the shim with a test of the init script.
+    fn guest(&mut self, spec: &str, without: &[String], test: &str) -> Result<(Outcome, Transcript)> {
+        let append = format!("console=hvc0 quiet panic=-1 pontoon_test={test}");
+        let mut machine = self.machine(spec, &append, true)?;
+        machine.without = without.to_vec();
+        let outcome = self.run(&machine, &Input::default(), &mut |_| {})?;
+        let transcript = Transcript::of(&outcome);
+        Ok((outcome, transcript))
+    }
+}
+
+fn ended(outcome: &Outcome, transcript: &Transcript, wanted: Status) -> Result<()> {
+    if outcome.status != wanted {
+        let errors: Vec<_> = outcome.errors.lines().collect();
+        let errors = errors.get(errors.len().saturating_sub(25)..).unwrap_or_default().join("\n");
+        let (is, should) = (outcome.status.text(), wanted.text());
+        bail!("ended by {is}, not by {should}; console:\n{}\nhost:\n{errors}", transcript.tail());
+    }
+    Ok(())
+}
+
+fn is_pv(transcript: &Transcript) -> Result<()> {
+    let says = transcript.mark("hypervisor").with_context(|| format!("no init; console:\n{}", transcript.tail()))?;
+    ensure!(says == "xen PV", "/sys/hypervisor says \"{says}\"");
+    Ok(())
+}
+
+/// Init, user space, the whole stress program, a clean log, power-off.
+fn stress(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    let (outcome, transcript) = lab.guest(spec, without, "stress")?;
+    ended(&outcome, &transcript, Status::POWER_OFF)?;
+    is_pv(&transcript)?;
+    ensure!(transcript.mark("stress") == Some("0"), "the stress program failed:\n{}", transcript.text);
+    let kernel = lab.kernel(spec)?;
+    ensure!(transcript.mark("init") == Some(kernel.release.as_str()), "another kernel came up");
+    let log = transcript.log.as_ref().context("no kernel log")?;
+    let reference = reference::xen_log(&kernel, "stress")?;
+    let allowed = log::parse_allow_list(include_str!("../e2e/dmesg-allow.txt")).map_err(anyhow::Error::msg)?;
+    let bad = log::unexplained(log, &reference, &allowed);
+    ensure!(bad.is_empty(), "the kernel says what it does not under Xen:\n{}", bad.join("\n"));
+    Ok(())
+}
+
+fn reboot(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    let (outcome, transcript) = lab.guest(spec, without, "reboot")?;
+    is_pv(&transcript)?;
+    ended(&outcome, &transcript, Status::RESET)
+}
+
+fn crash(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    let (outcome, transcript) = lab.guest(spec, without, "crash")?;
+    is_pv(&transcript)?;
+    // Without crash MSRs there is nothing to report a crash through: the shim
+    // resets the machine.
+    let reported = !without.iter().any(|f| f == "crash");
+    ended(&outcome, &transcript, if reported { Status::CRASH } else { Status::RESET })
+}
+
+/// The console takes input, and a shell on it answers.
+fn shell(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    let append = "console=hvc0 quiet panic=-1 pontoon_test=shell";
+    let mut machine = lab.machine(spec, append, true)?;
+    machine.without = without.to_vec();
+    let input = Input::default();
+    let keyboard = input.clone();
+    let mut seen = Vec::new();
+    let mut asked = false;
+    let outcome = lab.run(&machine, &input, &mut |bytes| {
+        seen.extend_from_slice(bytes);
+        if !asked && String::from_utf8_lossy(&seen).contains("# ") {
+            asked = true;
+            keyboard.send(b"echo answer $((6*7))\nexit\n");
+        }
+    })?;
+    let transcript = Transcript::of(&outcome);
+    ended(&outcome, &transcript, Status::POWER_OFF)?;
+    ensure!(transcript.text.contains("answer 42"), "the shell did not answer:\n{}", transcript.tail());
+    Ok(())
+}
+
+/// The judge of hvhost itself: Linux's own Hyper-V support likes what it sees.
+fn native_detect(lab: &mut Lab, spec: &str, _: &[String]) -> Result<()> {
+    let mut machine = lab.machine(spec, "console=ttyS0 quiet panic=-1 pontoon_test=detect", false)?;
+    machine.cpus = 2;
+    let outcome = lab.run(&machine, &Input::default(), &mut |_| {})?;
+    let transcript = Transcript::of(&outcome);
+    ended(&outcome, &transcript, Status::POWER_OFF)?;
+    ensure!(transcript.text.contains("Hypervisor detected: Microsoft Hyper-V"), "not taken for Hyper-V:\n{}", transcript.text);
+    let clock = transcript.mark("clocksource").unwrap_or_default();
+    ensure!(clock.starts_with("hyperv_clocksource"), "clocksource is {clock}");
+    ensure!(transcript.mark("cpus") == Some("2"), "processors: {:?}", transcript.mark("cpus"));
+    Ok(())
+}
+
+fn native_reboot(lab: &mut Lab, spec: &str, _: &[String]) -> Result<()> {
+    let machine = lab.machine(spec, "console=ttyS0 quiet panic=-1 pontoon_test=reboot", false)?;
+    let outcome = lab.run(&machine, &Input::default(), &mut |_| {})?;
+    ended(&outcome, &Transcript::of(&outcome), Status::RESET)
+}

@@ -1,0 +1,85 @@
+//! `test`, `e2e`, `fuzz`.
+
+use crate::command::{cargo, cargo_command, run as run_command, workspace};
+use anyhow::{Result, ensure};
+
+/// Options of `test`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Host tests and one boot: a minute.
+    #[arg(long)]
+    quick: bool,
+    /// Boots of every kernel with every host feature withheld in turn: an hour.
+    #[arg(long, conflicts_with = "quick")]
+    matrix: bool,
+}
+
+/// Options of `e2e`.
+#[derive(clap::Args, Default)]
+pub struct E2e {
+    /// Kernels: Debian suites, separated by commas [default: all that are tested].
+    #[arg(long, value_name = "SUITES")]
+    kernel: Option<String>,
+    /// Host features to withhold, separated by commas; `each` for one after the
+    /// other and all together, `all`; sets are separated by `;`.
+    #[arg(long, value_name = "SETS")]
+    hv_without: Option<String>,
+    /// Where to run: auto, kvm, nested or qemu.
+    #[arg(long, value_name = "PLACE")]
+    under: Option<String>,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// Host tests of all crates, then boots. The boots' summary is the last output.
+pub fn run(options: &Options) -> Result<()> {
+    pontoon::setup::for_testing()?;
+    cargo(&["test", "--workspace", "--exclude", "shim", "--exclude", "tiny-guests"])?;
+    if options.quick {
+        return boots(&E2e { kernel: Some("bookworm".into()), filter: Some("stress".into()), ..E2e::default() });
+    }
+    if options.matrix {
+        return boots(&E2e { hv_without: Some("none;each".into()), ..E2e::default() });
+    }
+    // Everything on the full host; the fallbacks of the shim on one kernel.
+    boots(&E2e { kernel: Some("bookworm".into()), hv_without: Some("each".into()), filter: Some("stress".into()), ..E2e::default() })?;
+    boots(&E2e::default())
+}
+
+/// End-to-end boots.
+pub fn e2e(options: &E2e) -> Result<()> {
+    pontoon::setup::for_testing()?;
+    boots(options)
+}
+
+fn boots(options: &E2e) -> Result<()> {
+    let mut command = cargo_command(&["test", "--package", "pontoon-tests", "--test", "e2e", "--"])?;
+    command.env("PONTOON_E2E", "1");
+    let variables = [
+        ("PONTOON_E2E_KERNELS", &options.kernel),
+        ("PONTOON_E2E_WITHOUT", &options.hv_without),
+        ("PONTOON_E2E_UNDER", &options.under),
+    ];
+    for (name, value) in variables {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    command.args(&options.filter);
+    run_command(&mut command)
+}
+
+/// Runs the fuzz targets with cargo-fuzz.
+pub fn fuzz(seconds: u64, target: Option<&str>) -> Result<()> {
+    pontoon::setup::for_testing()?;
+    let dir = workspace()?.join("tests/fuzz");
+    let installed = cargo_command(&["fuzz", "--version"])?.output().is_ok_and(|o| o.status.success());
+    ensure!(installed, "cargo-fuzz is missing: cargo install cargo-fuzz, and rustup toolchain install nightly");
+    let list = cargo_command(&["+nightly", "fuzz", "list"])?.current_dir(&dir).output()?;
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    for name in list.lines().filter(|name| target.is_none_or(|t| t == *name)) {
+        let limit = format!("-max_total_time={seconds}");
+        run_command(cargo_command(&["+nightly", "fuzz", "run", name, "--", &limit])?.current_dir(&dir))?;
+    }
+    Ok(())
+}

@@ -9,6 +9,8 @@
 pub mod addr;
 pub mod arch;
 pub mod callback;
+pub mod cpuid;
+pub mod elfnote;
 pub mod errno;
 pub mod event_channel;
 pub mod features;
@@ -21,6 +23,7 @@ pub mod nmi;
 pub mod physdev;
 pub mod sched;
 pub mod shared_info;
+pub mod start_info;
 pub mod vcpu;
 pub mod version;
 

@@ -9,12 +9,16 @@
 //! Every input is foreign: all errors are values, nothing here panics on bytes.
 
 pub mod bundle;
+pub mod bzimage;
 pub mod cmdline;
+pub mod decompress;
 pub mod e820;
+pub mod elf;
 pub mod error;
 pub mod hypercall_page;
 pub mod kernel;
 pub mod layout;
+pub mod notes;
 pub mod populate;
 
 pub use bundle::{Bundle, BundleError};
@@ -23,3 +27,8 @@ pub use hypercall_page::hypercall_page;
 pub use kernel::Kernel;
 pub use layout::{Config, Layout};
 pub use populate::{BuildMemory, Machine, Start};
+
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod tests;

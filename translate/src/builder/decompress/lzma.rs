@@ -1,0 +1,353 @@
+//! LZMA: the core that xz (LZMA2 chunks) and .lzma files share. Decodes straight into the
+//! output, which serves as the dictionary, so there is no window to allocate.
+//!
+//! The names are those of the format's specification (LZMA SDK, "lzma-specification").
+
+use alloc::vec::Vec;
+
+use super::Bad;
+
+const PROB_INIT: u16 = 1 << 10;
+const STATES: usize = 12;
+const POS_STATES_MAX: usize = 16;
+const MATCH_MIN: usize = 2;
+
+/// The range decoder. Reading past the input gives zeros and is noticed at the end.
+#[derive(Debug)]
+pub(super) struct RangeDecoder<'a> {
+    input: &'a [u8],
+    at: usize,
+    range: u32,
+    code: u32,
+}
+
+impl<'a> RangeDecoder<'a> {
+    /// Starts on 5 bytes of the input, the first of which is 0.
+    pub(super) fn new(input: &'a [u8]) -> Result<Self, Bad> {
+        let (&[zero, a, b, c, d], _) = input.split_first_chunk().ok_or(Bad)?;
+        if zero != 0 {
+            return Err(Bad);
+        }
+        let code = u32::from_be_bytes([a, b, c, d]);
+        Ok(Self { input, at: 5, range: u32::MAX, code })
+    }
+
+    #[inline]
+    fn normalize(&mut self) {
+        if self.range < 1 << 24 {
+            let byte = self.input.get(self.at).copied().unwrap_or(0);
+            self.at += 1;
+            self.range <<= 8;
+            self.code = self.code << 8 | u32::from(byte);
+        }
+    }
+
+    /// Whether all input was used, none beyond it, and the coder ended where an encoder ends it.
+    pub(super) fn finished_exactly(&mut self) -> bool {
+        self.normalize();
+        self.at == self.input.len() && self.code == 0
+    }
+
+    fn overrun(&self) -> bool {
+        self.at > self.input.len()
+    }
+
+    #[inline]
+    fn bit(&mut self, prob: &mut u16) -> bool {
+        self.normalize();
+        let bound = (self.range >> 11) * u32::from(*prob);
+        if self.code < bound {
+            self.range = bound;
+            *prob += ((1 << 11) - *prob) >> 5;
+            false
+        } else {
+            self.range -= bound;
+            self.code -= bound;
+            *prob -= *prob >> 5;
+            true
+        }
+    }
+
+    #[inline]
+    fn tree<const N: usize>(&mut self, probs: &mut [u16; N]) -> usize {
+        let mut m = 1;
+        while m < N {
+            m = m << 1 | usize::from(self.bit(&mut probs[m]));
+        }
+        m - N
+    }
+
+    fn reverse_tree(&mut self, probs: &mut [u16], bits: u32) -> usize {
+        let (mut m, mut value) = (1usize, 0);
+        for n in 0..bits {
+            let Some(prob) = probs.get_mut(m) else { return value };
+            let bit = usize::from(self.bit(prob));
+            m = m << 1 | bit;
+            value |= bit << n;
+        }
+        value
+    }
+
+    fn direct(&mut self, bits: u32) -> usize {
+        let mut value = 0;
+        for _ in 0..bits {
+            self.normalize();
+            self.range >>= 1;
+            let bit = self.code >= self.range;
+            if bit {
+                self.code -= self.range;
+            }
+            value = value << 1 | usize::from(bit);
+        }
+        value
+    }
+}
+
+#[derive(Clone, Debug)]
+struct LengthCoder {
+    choice: u16,
+    choice2: u16,
+    low: [[u16; 8]; POS_STATES_MAX],
+    mid: [[u16; 8]; POS_STATES_MAX],
+    high: [u16; 256],
+}
+
+impl LengthCoder {
+    const NEW: Self = Self {
+        choice: PROB_INIT,
+        choice2: PROB_INIT,
+        low: [[PROB_INIT; 8]; POS_STATES_MAX],
+        mid: [[PROB_INIT; 8]; POS_STATES_MAX],
+        high: [PROB_INIT; 256],
+    };
+
+    fn decode(&mut self, rc: &mut RangeDecoder<'_>, pos_state: usize) -> usize {
+        let pos_state = pos_state % POS_STATES_MAX;
+        MATCH_MIN
+            + if !rc.bit(&mut self.choice) {
+                rc.tree(&mut self.low[pos_state])
+            } else if !rc.bit(&mut self.choice2) {
+                8 + rc.tree(&mut self.mid[pos_state])
+            } else {
+                16 + rc.tree(&mut self.high)
+            }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Probs {
+    is_match: [[u16; POS_STATES_MAX]; STATES],
+    is_rep: [u16; STATES],
+    is_rep_g0: [u16; STATES],
+    is_rep_g1: [u16; STATES],
+    is_rep_g2: [u16; STATES],
+    is_rep0_long: [[u16; POS_STATES_MAX]; STATES],
+    pos_slot: [[u16; 64]; 4],
+    pos_special: [u16; 115],
+    align: [u16; 16],
+    len: LengthCoder,
+    rep_len: LengthCoder,
+}
+
+impl Probs {
+    const NEW: Self = Self {
+        is_match: [[PROB_INIT; POS_STATES_MAX]; STATES],
+        is_rep: [PROB_INIT; STATES],
+        is_rep_g0: [PROB_INIT; STATES],
+        is_rep_g1: [PROB_INIT; STATES],
+        is_rep_g2: [PROB_INIT; STATES],
+        is_rep0_long: [[PROB_INIT; POS_STATES_MAX]; STATES],
+        pos_slot: [[PROB_INIT; 64]; 4],
+        pos_special: [PROB_INIT; 115],
+        align: [PROB_INIT; 16],
+        len: LengthCoder::NEW,
+        rep_len: LengthCoder::NEW,
+    };
+}
+
+/// What the symbols of a stream ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The output range is full.
+    Full,
+    /// The stream's own end marker.
+    Marker,
+}
+
+/// Decoder state that lasts over LZMA2 chunks.
+#[derive(Debug)]
+pub(super) struct Lzma {
+    lc: u32,
+    lp_mask: usize,
+    pb_mask: usize,
+    state: usize,
+    rep: [usize; 4],
+    probs: Probs,
+    literal: Vec<[u16; 0x300]>,
+    /// Output position where the dictionary begins.
+    pub(super) dict_start: usize,
+}
+
+impl Lzma {
+    /// A decoder with `lc = lp = pb = 0`; set the real ones with [`Self::set_props`].
+    pub(super) fn new() -> Self {
+        Self {
+            lc: 0,
+            lp_mask: 0,
+            pb_mask: 0,
+            state: 0,
+            rep: [0; 4],
+            probs: Probs::NEW,
+            literal: Vec::new(),
+            dict_start: 0,
+        }
+    }
+
+    /// Sets the properties byte `(pb * 5 + lp) * 9 + lc` and resets the state. `lc + lp` may be
+    /// at most `lc_lp_max` (4 in LZMA2, 12 in .lzma).
+    pub(super) fn set_props(&mut self, byte: u8, lc_lp_max: u32) -> Result<(), Bad> {
+        let (lc, lp, pb) = (byte % 9, byte / 9 % 5, byte / 45);
+        let lc_lp = u32::from(lc + lp);
+        if pb > 4 || lc_lp > lc_lp_max {
+            return Err(Bad);
+        }
+        self.lc = u32::from(lc);
+        self.lp_mask = (1 << lp) - 1;
+        self.pb_mask = (1 << pb) - 1;
+        self.literal.clear();
+        self.literal.try_reserve_exact(1 << lc_lp).map_err(|_| Bad)?;
+        self.literal.resize(1 << lc_lp, [PROB_INIT; 0x300]);
+        self.reset_state();
+        Ok(())
+    }
+
+    /// A state reset: probabilities and repeats, not the dictionary.
+    pub(super) fn reset_state(&mut self) {
+        self.state = 0;
+        self.rep = [0; 4];
+        self.probs = Probs::NEW;
+        self.literal.fill([PROB_INIT; 0x300]);
+    }
+
+    fn literal(&mut self, rc: &mut RangeDecoder<'_>, out: &[u8], at: usize) -> Result<u8, Bad> {
+        let previous = if at > self.dict_start { out.get(at - 1).copied().unwrap_or(0) } else { 0 };
+        let context = ((at - self.dict_start) & self.lp_mask) << self.lc
+            | usize::from(previous) >> (8 - self.lc);
+        let probs = self.literal.get_mut(context).ok_or(Bad)?;
+        let mut symbol = 1usize;
+        if self.state >= 7 {
+            // After a match the byte that would have continued it is context, until it differs.
+            let from = at.checked_sub(self.rep[0] + 1).ok_or(Bad)?;
+            let mut matched = usize::from(*out.get(from).ok_or(Bad)?);
+            while symbol < 0x100 {
+                matched <<= 1;
+                let match_bit = matched & 0x100;
+                let bit = rc.bit(&mut probs[(0x100 + match_bit + symbol) % 0x300]);
+                symbol = symbol << 1 | usize::from(bit);
+                if (match_bit != 0) != bit {
+                    break;
+                }
+            }
+        }
+        while symbol < 0x100 {
+            symbol = symbol << 1 | usize::from(rc.bit(&mut probs[symbol]));
+        }
+        self.state = match self.state {
+            0..=3 => 0,
+            4..=9 => self.state - 3,
+            _ => self.state - 6,
+        };
+        Ok(symbol as u8)
+    }
+
+    fn distance(&mut self, rc: &mut RangeDecoder<'_>, len: usize) -> usize {
+        let len_state = (len - MATCH_MIN).min(3);
+        let slot = rc.tree(&mut self.probs.pos_slot[len_state]);
+        if slot < 4 {
+            return slot;
+        }
+        let bits = (slot >> 1) as u32 - 1;
+        let base = (2 | slot & 1) << bits;
+        if slot < 14 {
+            let probs = self.probs.pos_special.get_mut(base - slot..).unwrap_or(&mut []);
+            base + rc.reverse_tree(probs, bits)
+        } else {
+            base + (rc.direct(bits - 4) << 4) + rc.reverse_tree(&mut self.probs.align, 4)
+        }
+    }
+
+    /// Length of a repeated match; brings its distance to `rep[0]`. 1 for the short repeat.
+    fn repeat(&mut self, rc: &mut RangeDecoder<'_>, pos_state: usize) -> usize {
+        let state = self.state;
+        let p = &mut self.probs;
+        if !rc.bit(&mut p.is_rep_g0[state]) {
+            if !rc.bit(&mut p.is_rep0_long[state][pos_state]) {
+                self.state = if state < 7 { 9 } else { 11 };
+                return 1;
+            }
+        } else {
+            let which = if !rc.bit(&mut p.is_rep_g1[state]) {
+                1
+            } else if !rc.bit(&mut p.is_rep_g2[state]) {
+                2
+            } else {
+                3
+            };
+            self.rep[..=which].rotate_right(1);
+        }
+        self.state = if state < 7 { 8 } else { 11 };
+        p.rep_len.decode(rc, pos_state)
+    }
+
+    /// Decodes symbols into `out[*at..end]`.
+    pub(super) fn decode(
+        &mut self,
+        rc: &mut RangeDecoder<'_>,
+        out: &mut [u8],
+        at: &mut usize,
+        end: usize,
+    ) -> Result<End, Bad> {
+        while *at < end {
+            let pos_state = (*at - self.dict_start) & self.pb_mask & (POS_STATES_MAX - 1);
+            // The state is below 12 by construction; the remainder tells the compiler.
+            self.state %= STATES;
+            if !rc.bit(&mut self.probs.is_match[self.state][pos_state]) {
+                let byte = self.literal(rc, out, *at)?;
+                *out.get_mut(*at).ok_or(Bad)? = byte;
+                *at += 1;
+                continue;
+            }
+            let len = if rc.bit(&mut self.probs.is_rep[self.state]) {
+                self.repeat(rc, pos_state)
+            } else {
+                self.rep.rotate_right(1);
+                let len = self.probs.len.decode(rc, pos_state);
+                self.state = if self.state < 7 { 7 } else { 10 };
+                self.rep[0] = self.distance(rc, len);
+                if self.rep[0] == u32::MAX as usize {
+                    return Ok(End::Marker);
+                }
+                len
+            };
+            if self.rep[0] >= *at - self.dict_start || len > end - *at || rc.overrun() {
+                return Err(Bad);
+            }
+            super::copy_match(out, *at, self.rep[0] + 1, len)?;
+            *at += len;
+        }
+        if rc.overrun() { Err(Bad) } else { Ok(End::Full) }
+    }
+}
+
+/// Decodes a .lzma ("LZMA alone") file.
+pub(super) fn decode(input: &[u8], out: &mut [u8]) -> Result<usize, Bad> {
+    // Properties, dictionary size (4 bytes), uncompressed size (8 bytes, all ones = unknown).
+    let (&[props, _, _, _, _, ..], rest) = input.split_first_chunk::<13>().ok_or(Bad)?;
+    let mut lzma = Lzma::new();
+    lzma.set_props(props, 12)?;
+    let mut rc = RangeDecoder::new(rest)?;
+    let mut at = 0;
+    let end = out.len();
+    lzma.decode(&mut rc, out, &mut at, end)?;
+    Ok(at)
+}

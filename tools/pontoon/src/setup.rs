@@ -55,11 +55,12 @@ fn ensure(needs: &[Need]) -> Result<()> {
         bail!("missing: {list}; install them (only Debian's apt-get is known here)");
     }
     crate::say(format!("installing {list} with apt-get"));
-    if !apt_get(&["install"], &missing)? {
-        // Lists may be missing or old on a fresh machine.
-        apt_get(&["update"], &[])?;
-        if !apt_get(&["install"], &missing)? {
-            bail!("apt-get could not install {list}");
+    if apt_get("install", &missing)?.is_err() {
+        // Lists may be missing or old on a fresh machine. What is wrong with
+        // other sources than ours does not matter if the packages then come.
+        let _ = apt_get("update", &[])?;
+        if let Err(why) = apt_get("install", &missing)? {
+            bail!("apt-get could not install {list}: {why}");
         }
     }
     let still: Vec<_> = needs.iter().filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect();
@@ -69,20 +70,22 @@ fn ensure(needs: &[Need]) -> Result<()> {
     Ok(())
 }
 
-fn apt_get(action: &[&str], packages: &[&str]) -> Result<bool> {
+/// Runs apt-get; its chatter is kept back, its last complaint is the error.
+fn apt_get(action: &str, packages: &[&str]) -> Result<std::result::Result<(), String>> {
     let root = rustix::process::geteuid().is_root();
     let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
     if !root {
         command.args(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
     }
-    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-y"]).args(action);
-    if action == ["install"] {
-        command.arg("--no-install-recommends");
-    }
-    // Its progress goes where our own words go.
-    let out = command.args(packages).stdin(Stdio::null()).stdout(std::io::stderr()).status();
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-y", "--no-install-recommends", action]);
+    let out = command.args(packages).stdin(Stdio::null()).output();
     let out = out.with_context(|| if root { "apt-get cannot be run" } else { "not root, and sudo cannot be run: install by hand" })?;
-    Ok(out.success())
+    if out.status.success() {
+        return Ok(Ok(()));
+    }
+    let errors = String::from_utf8_lossy(&out.stderr).into_owned();
+    let why = errors.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("no reason given");
+    Ok(Err(why.to_owned()))
 }
 
 /// rustup adds the toolchain file's targets by itself when it installs the

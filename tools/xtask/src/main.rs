@@ -48,6 +48,9 @@ enum Commands {
     },
     /// Record what kernels say under real Xen (tests/e2e/xen-logs).
     XenLogs {
+        /// What the guest does meanwhile (see tests/e2e/init.sh).
+        #[arg(long, default_value = "stress")]
+        test: String,
         /// Suites; default: all that are tested.
         kernels: Vec<String>,
     },
@@ -76,7 +79,7 @@ fn run(command: Commands) -> Result<()> {
         }
         Commands::Size => check::size(),
         Commands::Fuzz { seconds, target } => test::fuzz(seconds, target.as_deref()),
-        Commands::XenLogs { kernels } => xen_logs(&kernels),
+        Commands::XenLogs { test, kernels } => xen_logs(&test, &kernels),
     }
 }
 
@@ -91,13 +94,13 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-fn xen_logs(kernels: &[String]) -> Result<()> {
+fn xen_logs(test: &str, kernels: &[String]) -> Result<()> {
     pontoon::setup::for_testing()?;
     let all = pontoon_tests::KERNELS.map(str::to_owned);
     let kernels = if kernels.is_empty() { &all[..] } else { kernels };
     for spec in kernels {
         anyhow::ensure!(is_suite(spec), "\"{spec}\" names no Debian suite");
-        let path = pontoon_tests::reference::record_into_repository(&Kernel::get(spec)?, "stress")?;
+        let path = pontoon_tests::reference::record_into_repository(&Kernel::get(spec)?, test)?;
         println!("{}", path.display());
     }
     Ok(())

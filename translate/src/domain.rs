@@ -58,6 +58,10 @@ pub struct Domain {
     pub console: Console,
     /// Version strings, features, UUID.
     pub identity: Identity,
+    /// Pollers and watchdogs.
+    pub sched: crate::sched::DomainSched,
+    /// Interrupt lines.
+    pub physdev: crate::physdev::Physdev,
 }
 
 impl VcpuShared {
@@ -107,6 +111,8 @@ impl Domain {
             gnttab: GrantTable::default(),
             console: Console::default(),
             identity: Identity::default(),
+            sched: crate::sched::DomainSched::default(),
+            physdev: crate::physdev::Physdev::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Grant tables (`xen/include/public/grant_table.h`).
 
 use core::mem::{offset_of, size_of};
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use static_assertions::const_assert_eq;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -171,6 +171,16 @@ pub struct GrantStatusPage {
 }
 const_assert_eq!(size_of::<GrantStatusPage>(), 4096);
 
+/// A guest's page as bytes, for copies by frame number.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct BytePage {
+    /// The bytes.
+    pub bytes: [AtomicU8; 4096],
+}
+const_assert_eq!(size_of::<BytePage>(), 4096);
+
+impl SharedView for BytePage {}
 impl SharedView for GrantEntryV1 {}
 impl SharedView for GrantEntryV2 {}
 impl SharedView for GrantPageV1 {}

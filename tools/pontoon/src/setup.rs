@@ -42,7 +42,8 @@ pub fn for_running() -> Result<()> {
 pub fn for_testing() -> Result<()> {
     ensure(RUN)?;
     ensure(TEST)?;
-    rust_target()
+    rust_target()?;
+    rust_components()
 }
 
 fn ensure(needs: &[Need]) -> Result<()> {
@@ -97,12 +98,32 @@ fn rust_target() -> Result<()> {
     if Path::new(&sysroot).join("lib/rustlib/x86_64-unknown-none/lib").exists() {
         return Ok(());
     }
-    crate::say("adding the Rust target x86_64-unknown-none with rustup");
+    rustup_add("target", &["x86_64-unknown-none"])
+}
+
+fn rust_components() -> Result<()> {
+    let Some(workspace) = crate::artefact::workspace() else { return Ok(()) };
+    for (tool, component) in [("clippy", "clippy"), ("fmt", "rustfmt")] {
+        let there = Command::new("cargo").current_dir(&workspace).args([tool, "--version"]).output();
+        if !there.is_ok_and(|o| o.status.success()) {
+            rustup_add("component", &[component])?;
+        }
+    }
+    Ok(())
+}
+
+fn rustup_add(kind: &str, names: &[&str]) -> Result<()> {
+    let list = names.join(" ");
+    crate::say(format!("adding the Rust {kind} {list} with rustup"));
     let mut rustup = Command::new("rustup");
-    rustup.current_dir(&workspace).args(["target", "add", "x86_64-unknown-none"]);
-    let status = rustup.stdout(std::io::stderr()).status().context("rustup cannot be run; install the target x86_64-unknown-none")?;
-    if !status.success() {
-        bail!("rustup could not add the target x86_64-unknown-none");
+    if let Some(workspace) = crate::artefact::workspace() {
+        rustup.current_dir(workspace);
+    }
+    let out = rustup.args([kind, "add"]).args(names).output();
+    let out = out.with_context(|| format!("rustup cannot be run; install the Rust {kind} {list}"))?;
+    if !out.status.success() {
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        bail!("rustup could not add the {kind} {list}: {}", text.lines().last().unwrap_or("no reason given"));
     }
     Ok(())
 }

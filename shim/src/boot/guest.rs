@@ -1,0 +1,332 @@
+//! Builds the domain out of the payload and starts it.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::Ordering::Relaxed;
+
+use translate::builder::bundle::{Bundle, BundleError};
+use translate::builder::cmdline::{self, Options};
+use translate::builder::{BuildMemory, Config, Kernel, Machine, Start, layout, populate};
+use translate::domain::Domain;
+use translate::evtchn::Backend;
+use translate::regs::{CpuRegs, selector};
+use translate::vcpu::Vcpu;
+use translate::{Ctx, time as guest_time};
+use xen_abi::shared_info::{SharedInfo, VcpuInfo};
+use xen_abi::{GuestVa, Mfn, PAGE_SIZE, Pfn};
+
+use super::info::Module;
+use super::memory::{self, GuestFrames, Ranges, without};
+use super::{BootMachine, Own, give_up};
+use crate::cpu::percpu::PerCpu;
+use crate::mm::{self, frames, heap, phys_bytes, phys_to_virt};
+use crate::platform::Shim;
+use crate::{cpu, log, power, serial, time, trap};
+
+/// Frames set aside for the grant table and its status pages.
+pub const GRANT_FRAMES: u64 = 64 + 8;
+/// The builder's heap: a decompressed kernel and what its decompressor needs.
+const BOOT_HEAP_MAX: u64 = 256 << 20;
+
+/// The payload, in the direct map.
+struct Payload {
+    kernel: &'static [u8],
+    initrd: Option<&'static [u8]>,
+    cmdline: Option<&'static [u8]>,
+}
+
+fn module_bytes(machine: &BootMachine, module: &Module) -> Option<&'static [u8]> {
+    let end = module.start.checked_add(module.len)?;
+    machine.ram.iter().find(|r| module.start >= r.start && end <= r.end)?;
+    // SAFETY: RAM in the direct map; nothing writes it before the payload has been used.
+    Some(unsafe { phys_bytes(module.start, module.len as usize) })
+}
+
+fn payload(machine: &BootMachine) -> Payload {
+    let mut files = machine.info.modules.iter().map(|m| {
+        module_bytes(machine, m).unwrap_or_else(|| give_up!("the loader put a module outside RAM"))
+    });
+    let Some(first) = files.next() else {
+        give_up!("no kernel: give a bundle as initrd, or kernel and initrd as PVH modules")
+    };
+    match Bundle::parse(first) {
+        Ok(bundle) => Payload {
+            kernel: bundle.kernel,
+            initrd: bundle.initrd,
+            cmdline: bundle.cmdline,
+        },
+        Err(BundleError::NotABundle) => {
+            Payload { kernel: first, initrd: files.next(), cmdline: None }
+        }
+        Err(error) => give_up!("{error}"),
+    }
+}
+
+/// The guest's command line and the shim's options: the bundle's words, then the loader's.
+pub fn options(machine: &BootMachine) -> (Vec<u8>, Options<'static>) {
+    let mut line = Vec::new();
+    if let Some(bundled) = payload(machine).cmdline {
+        line.extend_from_slice(bundled);
+        line.push(b' ');
+    }
+    line.extend_from_slice(&machine.info.cmdline);
+    let (guest, options) = cmdline::split(line.leak());
+    (guest, options)
+}
+
+/// The guest's frames as the builder writes them.
+struct Memory<'a>(&'a GuestFrames);
+
+impl Memory<'_> {
+    /// Calls `f` with each contiguous piece of a range of guest memory: address and length.
+    fn pieces(&self, pfn: Pfn, offset: u64, bytes: u64, mut f: impl FnMut(u64, u64)) {
+        let mut at = pfn.0 * PAGE_SIZE + offset;
+        let mut left = bytes;
+        while left != 0 {
+            let Some((mfn, count)) = self.0.run(Pfn(at / PAGE_SIZE)) else {
+                give_up!("the builder wrote past the guest's memory");
+            };
+            let inside = at % PAGE_SIZE;
+            let len = left.min(count * PAGE_SIZE - inside);
+            f(mfn.base().0 + inside, len);
+            at += len;
+            left -= len;
+        }
+    }
+}
+
+impl BuildMemory for Memory<'_> {
+    fn run(&self, pfn: Pfn) -> (Mfn, u64) {
+        self.0.run(pfn).unwrap_or((Mfn::INVALID, 0))
+    }
+    fn write(&mut self, pfn: Pfn, offset: u64, bytes: &[u8]) {
+        let mut rest = bytes;
+        self.pieces(pfn, offset, bytes.len() as u64, |address, len| {
+            let (now, later) = rest.split_at(len as usize);
+            // SAFETY: guest RAM, which the layout keeps apart from the boot heap and the payload.
+            unsafe { crate::platform::write_phys(address, now) };
+            rest = later;
+        });
+    }
+    fn zero(&mut self, pfn: Pfn, offset: u64, bytes: u64) {
+        self.pieces(pfn, offset, bytes, |address, len| {
+            // SAFETY: as above.
+            unsafe { phys_to_virt(address).write_bytes(0, len as usize) };
+        });
+    }
+}
+
+fn range_of(bytes: &[u8]) -> Range<u64> {
+    let start = bytes.as_ptr() as u64 - mm::layout::DIRECT_MAP_BASE;
+    start..start + bytes.len() as u64
+}
+
+fn pages_of(bytes: &[u8]) -> Range<u64> {
+    let range = range_of(bytes);
+    range.start & !(PAGE_SIZE - 1)..range.end.next_multiple_of(PAGE_SIZE)
+}
+
+/// Where the initrd goes: the top of the highest of the guest's ranges that holds it.
+fn initrd_place(ranges: &Ranges, bytes: u64) -> Option<Range<u64>> {
+    let pages = bytes.next_multiple_of(PAGE_SIZE);
+    let range = ranges
+        .iter()
+        .rev()
+        .find(|r| r.end <= memory::BOOT_MAP_END && r.end - r.start > pages)?;
+    Some(range.end - pages..range.end)
+}
+
+/// The boot heap: the top part of the largest range that nothing else needs.
+fn heap_place(frames: &GuestFrames, taken: &[Range<u64>]) -> Option<Range<u64>> {
+    let mut free = frames.ranges().clone();
+    for range in taken {
+        free = without(&free, range);
+    }
+    let largest = free.iter().max_by_key(|r| r.end - r.start)?;
+    let bytes = ((largest.end - largest.start) / 8 * 5).min(BOOT_HEAP_MAX) & !(PAGE_SIZE - 1);
+    (bytes != 0).then(|| largest.end - bytes..largest.end)
+}
+
+/// Builds and starts the guest.
+pub(super) fn launch(
+    machine: &BootMachine,
+    own: Own,
+    vp_index: u32,
+    guest_cmdline: Vec<u8>,
+    options: &Options<'_>,
+) -> ! {
+    let payload = payload(machine);
+    let (own_end, _) = frames::take_rest();
+    let ranges = without(&machine.ram, &machine.image);
+    let ranges = without(&ranges, &(own.region.start..own_end));
+    let limit = options.mem_bytes.map_or(u64::MAX, |bytes| bytes / PAGE_SIZE);
+    let guest = GuestFrames::new(ranges, limit);
+    let cmdline: &'static [u8] = guest_cmdline.leak();
+    let shared = own.shared.start * PAGE_SIZE;
+    // SAFETY: the first of the shared frames: zeroed, the shim's, and shared_info's for good.
+    let shared_info = unsafe { &*phys_to_virt(shared).cast::<SharedInfo>() };
+    let at = xen_abi::MachineAddr(shared);
+    // SAFETY: called once.
+    let dom = unsafe { crate::guest::init(shared_info, at, guest.pages(), 1) };
+    let info: &'static VcpuInfo = &shared_info.vcpu_info[0];
+    let mut vcpu = Vcpu::new(0, info);
+    let cpu_for_boot = cpu::Cpu::new(0);
+    let plat = Shim { cpu: &cpu_for_boot };
+    let Ok(console_port) = dom.evtchn.alloc_backend(&plat, Backend::Console) else {
+        give_up!("no event channel for the console")
+    };
+    let link = Machine { shared_info: at, console_evtchn: console_port, store_evtchn: 0, flags: 0 };
+    let start = build(&guest, &payload, cmdline, &link);
+    dom.console.connect(start.console.base(), console_port);
+    fill_m2p(&guest);
+    vcpu.mmu.l4 = start.cr3.0;
+    first_vcpu(dom, info);
+    report(machine, &own, own_end, &guest);
+    // SAFETY: the area is mapped and nobody uses it yet.
+    let pc = unsafe { super::init_area(&own, vp_index, vcpu) };
+    enter(machine, dom, pc, &start)
+}
+
+/// Loads the kernel, lays the domain out and writes it.
+fn build(guest: &GuestFrames, payload: &Payload, cmdline: &[u8], link: &Machine) -> Start {
+    let initrd_len = payload.initrd.map_or(0, |i| i.len() as u64);
+    let place = payload.initrd.map(|_| {
+        initrd_place(guest.ranges(), initrd_len)
+            .unwrap_or_else(|| give_up!("no room for the {} KiB of initrd", initrd_len >> 10))
+    });
+    let mut taken: arrayvec::ArrayVec<Range<u64>, 4> = arrayvec::ArrayVec::new();
+    taken.push(pages_of(payload.kernel));
+    taken.extend(payload.initrd.map(pages_of));
+    taken.extend(place.clone());
+    let Some(heap) = heap_place(guest, &taken) else { give_up!("no memory to unpack the kernel in") };
+    // SAFETY: guest RAM that nothing uses until `close_boot`: the layout is checked against it.
+    unsafe { heap::open_boot(phys_to_virt(heap.start), (heap.end - heap.start) as usize) };
+    let start = build_with_heap(guest, payload, cmdline, link, place, &heap);
+    let left = heap::close_boot();
+    if left != 0 {
+        log!(Debug, "{left} bytes of the boot heap were not given back");
+    }
+    start
+}
+
+fn build_with_heap(
+    guest: &GuestFrames,
+    payload: &Payload,
+    cmdline: &[u8],
+    link: &Machine,
+    place: Option<Range<u64>>,
+    heap: &Range<u64>,
+) -> Start {
+    let mut kernel = match Kernel::load(payload.kernel) {
+        Ok(kernel) => kernel,
+        Err(error) => give_up!("{error}"),
+    };
+    // The payload may lie where the kernel goes: an image that still borrows it is copied.
+    kernel.image.to_mut();
+    let initrd_pfn = place.as_ref().filter(|_| kernel.mod_start_pfn).and_then(|p| guest.pfn(p.start));
+    let config = Config {
+        nr_pages: guest.pages(),
+        cmdline,
+        initrd_bytes: payload.initrd.map_or(0, |i| i.len() as u64),
+        initrd_pfn,
+        xenstore: false,
+    };
+    let plan = layout::plan(&kernel, &config).unwrap_or_else(|error| give_up!("{error}"));
+    let clash = |range: &Range<u64>| {
+        guest.pfn(range.start).is_some_and(|first| first < plan.end_pfn)
+    };
+    if clash(heap) || place.as_ref().is_some_and(clash) {
+        give_up!("too little memory to unpack this kernel: {} MiB", guest.pages() >> 8);
+    }
+    let initrd = payload.initrd.zip(place).map(|(from, to)| {
+        let target = phys_to_virt(to.start);
+        // SAFETY: the target is guest RAM clear of the heap; `copy` allows for overlap with the
+        // source, and the kernel's file is not needed any more.
+        unsafe { target.copy_from(from.as_ptr(), from.len()) };
+        let pages = (to.end - to.start) as usize;
+        // SAFETY: the rest of the last page.
+        unsafe { target.add(from.len()).write_bytes(0, pages - from.len()) };
+        // SAFETY: just written, and left alone until the builder has read it.
+        unsafe { core::slice::from_raw_parts(target.cast_const(), from.len()) }
+    });
+    let copied = initrd.filter(|_| plan.initrd.is_some_and(|i| i.copy));
+    let mut memory = Memory(guest);
+    let start = populate::populate(&plan, &kernel, cmdline, copied, link, &mut memory);
+    start.unwrap_or_else(|error| give_up!("{error}"))
+}
+
+/// shared_info as a guest finds it: every upcall and every event masked; and vCPU 0 up.
+fn first_vcpu(dom: &'static Domain, info: &'static VcpuInfo) {
+    for vcpu in &dom.shared_info.vcpu_info {
+        vcpu.evtchn_upcall_mask.store(1, Relaxed);
+    }
+    for word in &dom.shared_info.evtchn_mask {
+        word.store(u64::MAX, Relaxed);
+    }
+    *dom.vcpus[0].info.lock() = Some(info);
+    dom.vcpus[0].online.store(true, Relaxed);
+}
+
+/// Makes the frames the guest's.
+fn fill_m2p(guest: &GuestFrames) {
+    let mut pfn = 0;
+    while let Some((mfn, count)) = guest.run(Pfn(pfn)) {
+        for index in 0..count {
+            mm::guest::give(Mfn(mfn.0 + index), Pfn(pfn + index));
+        }
+        pfn += count;
+    }
+}
+
+fn report(machine: &BootMachine, own: &Own, own_end: u64, guest: &GuestFrames) {
+    let image = machine.image.end - machine.image.start;
+    let region = own_end - own.region.start;
+    let used = image + region;
+    let total: u64 = machine.ram.iter().map(|r| r.end - r.start).sum();
+    log!(
+        Info,
+        "memory: shim {} KiB (image {}, tables and M2P {}), guest {} MiB of {} MiB; entry to guest {} us",
+        used >> 10,
+        image >> 10,
+        region >> 10,
+        guest.pages() >> 8,
+        total >> 20,
+        time::since(machine.entered) / 1000,
+    );
+    let budget = (8 << 20) + total / 500;
+    if used > budget {
+        log!(Warn, "the shim uses {} KiB, more than its budget of {} KiB", used >> 10, budget >> 10);
+    }
+}
+
+/// Starts vCPU 0.
+fn enter(machine: &BootMachine, dom: &'static Domain, pc: *mut PerCpu, start: &Start) -> ! {
+    {
+        // SAFETY: the area was just set up; nothing else refers to it.
+        let pc = unsafe { &mut *pc };
+        // SAFETY: area and GDT window are mapped and filled, the final page tables loaded.
+        unsafe { cpu::init(pc, &machine.features) };
+        let plat = Shim { cpu: &pc.cpu };
+        let mut cx = Ctx { dom, vcpu: &mut pc.vcpu, plat: &plat };
+        guest_time::init(&mut cx);
+        if !translate::platform::Processor::load_cr3(&plat, start.cr3) {
+            give_up!("the builder's page tables are not the guest's");
+        }
+    }
+    serial::enable_interrupt();
+    let GuestVa(rip) = start.rip;
+    let regs = CpuRegs {
+        rip,
+        cs: u64::from(selector::KERNEL_CS),
+        rflags: 0x202,
+        rsp: start.rsp.0,
+        ss: u64::from(selector::KERNEL_SS),
+        rsi: start.rsi.0,
+        ..CpuRegs::default()
+    };
+    if !log::wants(log::Level::Info) {
+        log::set_level(log::Level::Error);
+    }
+    // SAFETY: everything above.
+    unsafe { trap::start(pc, regs) }
+}

@@ -1,0 +1,348 @@
+//! From the boot loader to the guest's first instruction.
+
+mod guest;
+mod info;
+mod memory;
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use translate::builder::cmdline::{ConsoleDevice, LogLevel, Options};
+
+use crate::acpi::{self, Acpi};
+use crate::cpu::percpu::{self, Area, PerCpu};
+use crate::cpu::{self, Cpu, Features, apic, gdt, idt};
+use crate::mm::layout::{
+    DIRECT_MAP_BASE, FIXMAP_BASE, M2P_BASE, MAX_VCPUS, SHIM_BASE, SHIM_SIZE,
+};
+use crate::mm::page_table::{NoFrames, ShimTables, pte};
+use crate::mm::{self, fixmap, frames, heap, phys_to_virt};
+use crate::{hv, log, power, serial, time};
+use info::BootInfo;
+use memory::Ranges;
+
+/// Boot door: PVH.
+pub const KIND_PVH: u32 = 1;
+/// Boot door: Linux 64-bit boot protocol.
+pub const KIND_LINUX: u32 = 2;
+
+const PAGE: u64 = 4096;
+const LARGE_PAGE: u64 = 1 << 21;
+/// Resident heap: what lives as long as the domain and has no fixed place.
+const RESIDENT_HEAP: u64 = 256 << 10;
+/// Frames the ABI shares with the guest: shared_info, and the grant table at its largest.
+const SHARED_FRAMES: u64 = 1 + guest::GRANT_FRAMES;
+
+static L4_ENTRIES: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// The two L4 entries every guest L4 gets.
+#[inline]
+pub fn shim_l4_entries() -> [u64; 2] {
+    [L4_ENTRIES[0].load(Ordering::Relaxed), L4_ENTRIES[1].load(Ordering::Relaxed)]
+}
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __rodata_start: u8;
+    static __data_start: u8;
+    static __image_end: u8;
+}
+
+/// Ends the boot with a line that says why.
+macro_rules! give_up {
+    ($($text:tt)*) => {{
+        log::print(format_args!($($text)*));
+        power::reset_after_failure()
+    }};
+}
+use give_up;
+
+/// What the boot has found out about the machine.
+struct BootMachine {
+    info: BootInfo,
+    acpi: Acpi,
+    features: Features,
+    ram: Ranges,
+    image: Range<u64>,
+    /// TSC at entry.
+    entered: u64,
+}
+
+/// The shim's own memory.
+struct Own {
+    region: Range<u64>,
+    shared: Range<u64>,
+    tables: ShimTables,
+}
+
+/// Called by the boot assembly.
+pub extern "C" fn boot_main(kind: u32, info: u64, image: u64) -> ! {
+    let entered = time::rdtsc();
+    idt::init_boot();
+    // SAFETY: the assembly passes what the loader gave for this door, identity mapped.
+    let info = unsafe {
+        match kind {
+            KIND_PVH => BootInfo::from_pvh(info),
+            _ => BootInfo::from_linux(info),
+        }
+    };
+    let (_, early) = early_options(&info.cmdline);
+    let has_serial = serial::init(match early.0 {
+        ConsoleDevice::Com1 => serial::COM1,
+        ConsoleDevice::Com2 => serial::COM2,
+        ConsoleDevice::None => 0,
+    });
+    log::set_level(early.1);
+    log!(Info, "Pontoon {} by {}", env!("CARGO_PKG_VERSION"), info.door);
+    if !has_serial {
+        // Said for a reader of the crash registers or a debugger: there is no port to say it on.
+        serial::init(0);
+    }
+    let features = cpu::features();
+    let ram = memory::ram(&info);
+    let size = (&raw const __image_end) as u64 - SHIM_BASE;
+    let machine = BootMachine {
+        acpi: find_acpi(&info),
+        features,
+        ram,
+        image: image..image + size,
+        info,
+        entered,
+    };
+    run(&machine)
+}
+
+/// The console and the log level, before there is a heap to parse the options on.
+fn early_options(cmdline: &[u8]) -> ((), (ConsoleDevice, log::Level)) {
+    let value = |name: &[u8]| {
+        cmdline.split(u8::is_ascii_whitespace).rev().find_map(|word| word.strip_prefix(name))
+    };
+    let console = match value(b"pontoon.console=") {
+        Some(b"com2") => ConsoleDevice::Com2,
+        Some(b"none") => ConsoleDevice::None,
+        _ => ConsoleDevice::Com1,
+    };
+    let level = match value(b"pontoon.log=") {
+        Some(b"error") => log::Level::Error,
+        Some(b"info") => log::Level::Info,
+        Some(b"debug") => log::Level::Debug,
+        Some(b"trace") => log::Level::Trace,
+        _ => log::Level::Warn,
+    };
+    ((), (console, level))
+}
+
+fn find_acpi(info: &BootInfo) -> Acpi {
+    let read = |address: u64, len: usize| {
+        let end = address.checked_add(len as u64)?;
+        // SAFETY: identity mapped below 4 GiB; firmware tables do not change.
+        (address != 0 && end <= memory::BOOT_MAP_END)
+            .then(|| unsafe { core::slice::from_raw_parts(address as *const u8, len) })
+    };
+    let rsdp = info.rsdp.or_else(|| acpi::scan_rsdp(&read));
+    let acpi = rsdp.and_then(|rsdp| acpi::parse(&read, rsdp));
+    if acpi.is_none() {
+        log!(Warn, "no ACPI tables: no power-off, and the serial port is polled");
+    }
+    acpi.unwrap_or_default()
+}
+
+fn payload(info: &BootInfo) -> impl Iterator<Item = Range<u64>> + '_ {
+    info.modules
+        .iter()
+        .map(|m| m.start & !(PAGE - 1)..m.start.saturating_add(m.len).next_multiple_of(PAGE))
+}
+
+/// Memory the shim needs for itself, in bytes, without the M2P.
+fn own_bytes(machine: &BootMachine, vcpus: u64) -> u64 {
+    let gib = machine.ram.last().map_or(0, |r| r.end >> 30) + 1;
+    let tables = 32 + machine.ram.len() as u64 * 2 + if machine.features.page_1g { 8 } else { gib };
+    let per_vcpu = 1 + percpu::DATA_PAGES + percpu::STACK_PAGES + 1 + 4;
+    let pages = tables + vcpus * per_vcpu + SHARED_FRAMES + 8;
+    pages * PAGE + RESIDENT_HEAP
+}
+
+fn run(machine: &BootMachine) -> ! {
+    let top = machine.ram.last().map_or(0, |r| r.end);
+    let max_mfn = top / PAGE;
+    let m2p_bytes = (max_mfn * 8).next_multiple_of(PAGE);
+    let bytes = m2p_bytes + own_bytes(machine, 1);
+    let mut taken: arrayvec::ArrayVec<Range<u64>, 8> = payload(&machine.info).collect();
+    taken.push(machine.image.clone());
+    let Some(region) = memory::place(&machine.ram, &taken, bytes) else {
+        give_up!("no room for the shim's {} KiB below 4 GiB", bytes >> 10)
+    };
+    frames::init(region.start, region.end);
+    let own = match build_tables(machine, region, max_mfn, m2p_bytes) {
+        Ok(own) => own,
+        Err(NoFrames) => give_up!("the shim's memory estimate is too small (page tables)"),
+    };
+    start_processor(machine, own)
+}
+
+/// Builds the final page tables and switches to them.
+fn build_tables(
+    machine: &BootMachine,
+    region: Range<u64>,
+    max_mfn: u64,
+    m2p_bytes: u64,
+) -> Result<Own, NoFrames> {
+    // First, while the region's start is still aligned for large pages.
+    let m2p = frames::alloc(m2p_bytes / PAGE, LARGE_PAGE).ok_or(NoFrames)?;
+    let shared_start = frames::alloc(SHARED_FRAMES, PAGE).ok_or(NoFrames)?;
+    let mut tables = ShimTables::new(machine.features.page_1g)?;
+    tables.map(M2P_BASE, m2p, m2p_bytes, pte::RO, true)?;
+    for range in &machine.ram {
+        let va = DIRECT_MAP_BASE + range.start;
+        tables.map(va, range.start, range.end - range.start, pte::RW, true)?;
+    }
+    let image = |symbol: *const u8| symbol as u64 - SHIM_BASE;
+    let (rodata, data) = (image(&raw const __rodata_start), image(&raw const __data_start));
+    let end = machine.image.end - machine.image.start;
+    for (from, to, flags) in [(0, rodata, pte::RX), (rodata, data, pte::RO), (data, end, pte::RW)] {
+        tables.map(SHIM_BASE + from, machine.image.start + from, to - from, flags, false)?;
+    }
+    map_vcpu(&mut tables, 0)?;
+    tables.map(fixmap::LAPIC, apic::base(), PAGE, pte::DEVICE, false)?;
+    for (n, ioapic) in machine.acpi.ioapics.iter().enumerate() {
+        let va = fixmap::IOAPIC + n as u64 * PAGE;
+        tables.map(va, ioapic.address & !(PAGE - 1), PAGE, pte::DEVICE, false)?;
+    }
+    let l4 = frames::alloc(1, PAGE).ok_or(NoFrames)?;
+    let entries = tables.l4_entries();
+    for (slot, entry) in [mm::layout::M2P_L4_SLOT, mm::layout::SHIM_L4_SLOT].into_iter().zip(entries) {
+        L4_ENTRIES[slot - mm::layout::M2P_L4_SLOT].store(entry, Ordering::Relaxed);
+        // SAFETY: the new L4 is a zeroed frame of the shim's, identity mapped.
+        unsafe { phys_to_virt(l4).cast::<u64>().add(slot).write(entry) };
+    }
+    // SAFETY: the tables use NX, which every processor that runs 64-bit Hyper-V guests has.
+    unsafe {
+        let efer = cpu::msr::read(cpu::msr::nr::EFER);
+        cpu::msr::write(cpu::msr::nr::EFER, efer | 1 << 11);
+    }
+    // SAFETY: the new tables map the image where it runs and its stack.
+    unsafe { cpu::write_cr3(l4) };
+    mm::use_direct_map();
+    let shared = shared_start / PAGE..shared_start / PAGE + SHARED_FRAMES;
+    // SAFETY: the M2P was mapped above, read-only there and in the direct map.
+    unsafe { mm::guest::init(m2p, max_mfn, shared.clone()) };
+    let heap_start = frames::alloc(RESIDENT_HEAP / PAGE, PAGE).ok_or(NoFrames)?;
+    // SAFETY: frames of the shim's, for good.
+    unsafe { heap::init_resident(phys_to_virt(heap_start), RESIDENT_HEAP as usize) };
+    Ok(Own { region, shared, tables })
+}
+
+/// Maps a vCPU's area and GDT window and fills the stub and the reserved GDT page.
+fn map_vcpu(tables: &mut ShimTables, cpu: u32) -> Result<(), NoFrames> {
+    let area = Area::of(cpu);
+    let stub = frames::alloc(1, PAGE).ok_or(NoFrames)?;
+    // SAFETY: a fresh frame, identity mapped.
+    unsafe { cpu::fill_stub(phys_to_virt(stub)) };
+    tables.map(area.stub(), stub, PAGE, pte::RX, false)?;
+    let data = frames::alloc(percpu::DATA_PAGES, PAGE).ok_or(NoFrames)?;
+    tables.map(area.data(), data, percpu::DATA_PAGES * PAGE, pte::RW, false)?;
+    let stacks = frames::alloc(percpu::STACK_PAGES, PAGE).ok_or(NoFrames)?;
+    tables.map(area.stacks(), stacks, percpu::STACK_PAGES * PAGE, pte::RW, false)?;
+    let zero = frames::alloc(1, PAGE).ok_or(NoFrames)?;
+    for page in 0..gdt::RESERVED_PAGE {
+        tables.map(gdt::window(cpu) + page * PAGE, zero, PAGE, pte::RO, false)?;
+    }
+    let reserved = frames::alloc(1, PAGE).ok_or(NoFrames)?;
+    // SAFETY: a fresh frame, identity mapped.
+    let page = unsafe { &mut *phys_to_virt(reserved).cast::<[u64; 512]>() };
+    let tss = area.data() + core::mem::offset_of!(PerCpu, tss) as u64;
+    gdt::fill_reserved(page, tss);
+    tables.map(gdt::window(cpu) + gdt::RESERVED_PAGE * PAGE, reserved, PAGE, pte::RW, false)
+}
+
+/// Hyper-V, interrupts, time.
+fn start_processor(machine: &BootMachine, mut own: Own) -> ! {
+    power::init(machine.acpi.power);
+    let (cmdline, options) = guest::options(machine);
+    report_options(&options);
+    let hv = hv::detect(|name| !options.hyperv || options.without(name)).filter(|_| options.hyperv);
+    match hv {
+        Some(hv) => {
+            hv::init_vm(hv, |page| {
+                own.tables.map(fixmap::HYPERCALL_PAGE, page, PAGE, pte::RX, false).is_ok()
+            });
+            if hv.reset {
+                power::use_hv_reset();
+            }
+            log!(Info, "on Hyper-V: {hv:?}");
+        }
+        None => log!(Info, "no Hyper-V here: LAPIC timer and TSC, no VMBus"),
+    }
+    hv::crash::init();
+    apic::init(&machine.features);
+    let Some(source) = time::init(&machine.acpi.power, &machine.features) else {
+        give_up!("no clock to measure the TSC with")
+    };
+    let vp_index = hv.map_or(0, hv::init_cpu);
+    let synic = hv.is_some_and(|hv| hv::synic::init_cpu(0, hv));
+    let timer = time::init_timer(&machine.features, synic);
+    log!(Info, "TSC by {source}, timer: {timer}");
+    route_serial(&machine.acpi);
+    guest::launch(machine, own, vp_index, cmdline, &options)
+}
+
+fn report_options(options: &Options<'_>) {
+    for word in &options.unknown {
+        log!(Warn, "unknown option {}", core::str::from_utf8(word).unwrap_or("(not text)"));
+    }
+    log::set_level(match options.log {
+        LogLevel::Error => log::Level::Error,
+        LogLevel::Warn => log::Level::Warn,
+        LogLevel::Info => log::Level::Info,
+        LogLevel::Debug => log::Level::Debug,
+        LogLevel::Trace => log::Level::Trace,
+    });
+}
+
+/// Lets the console's port interrupt this processor.
+fn route_serial(acpi: &Acpi) {
+    let Some(irq) = serial::interrupt_line() else { return };
+    let isa = acpi.overrides.iter().find(|o| o.irq == irq);
+    let (gsi, flags) = isa.map_or((u32::from(irq), 0), |o| (o.gsi, o.flags));
+    let found = acpi
+        .ioapics
+        .iter()
+        .enumerate()
+        .filter(|(_, ioapic)| ioapic.gsi_base <= gsi)
+        .max_by_key(|(_, ioapic)| ioapic.gsi_base);
+    let Some((index, ioapic)) = found else {
+        log!(Warn, "no IOAPIC: no console input");
+        return;
+    };
+    let page = fixmap::IOAPIC + index as u64 * PAGE;
+    // SAFETY: the page was mapped to this IOAPIC's registers in `build_tables`.
+    unsafe { apic::route(page, gsi - ioapic.gsi_base, flags, idt::vector::SERIAL, apic::id()) };
+}
+const _: () = assert!(FIXMAP_BASE > SHIM_BASE + SHIM_SIZE && MAX_VCPUS <= 64);
+
+/// Sets up vCPU 0's area as far as the shim's own part goes.
+///
+/// # Safety
+/// The area must be mapped and unused.
+unsafe fn init_area(own: &Own, vp_index: u32, vcpu: translate::vcpu::Vcpu) -> *mut PerCpu {
+    let area = Area::of(0);
+    let pc = area.data() as *mut PerCpu;
+    let cpu = Cpu::new(0);
+    cpu.vp_index.set(vp_index);
+    let reserved = gdt::window(0) + gdt::RESERVED_PAGE * PAGE;
+    cpu.gdt_page.set(reserved as *mut u64);
+    if let Some(first) = own.tables.leaf(gdt::window(0)) {
+        cpu.gdt_ptes.set(first);
+        // SAFETY: the leaf entry of a mapped page.
+        cpu.gdt_empty.set(unsafe { first.read() });
+    }
+    // SAFETY: the caller's promise; the fields are written one by one, the TSS is plain data.
+    unsafe {
+        (&raw mut (*pc).vcpu).write(vcpu);
+        (&raw mut (*pc).cpu).write(cpu);
+        (&raw mut (*pc).stack_top).write(area.stack_top());
+        (&raw mut (*pc).emergency_top).write(area.ist_tops()[0]);
+        crate::trap::init_percpu(pc);
+    }
+    pc
+}

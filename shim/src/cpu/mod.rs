@@ -1,0 +1,298 @@
+//! The processor: descriptor tables, control registers, local state.
+
+pub mod apic;
+pub mod gdt;
+pub mod idt;
+pub mod msr;
+pub mod percpu;
+pub mod tss;
+
+use core::arch::asm;
+use core::arch::x86_64::__cpuid_count;
+use core::cell::Cell;
+
+use translate::regs::selector;
+use xen_abi::Mfn;
+
+use percpu::{Area, PerCpu};
+
+/// What the shim keeps of a vCPU beside the guest's own state.
+pub struct Cpu {
+    /// Index of the vCPU and of its area.
+    pub id: u32,
+    /// Hyper-V's index of the virtual processor.
+    pub vp_index: Cell<u32>,
+    /// Physical address of the L4 in CR3.
+    pub cr3: Cell<u64>,
+    /// The processor has XSAVE.
+    pub has_xsave: Cell<bool>,
+    /// CR4 as the shim set it, less the bits the guest may change.
+    pub cr4_base: Cell<u64>,
+    /// The reserved GDT page.
+    pub gdt_page: Cell<*mut u64>,
+    /// Page-table entries of the guest's 14 GDT pages.
+    pub gdt_ptes: Cell<*mut u64>,
+    /// Leaf entry for an empty GDT page.
+    pub gdt_empty: Cell<u64>,
+    /// The guest's CR4 (FSGSBASE, TSD ...).
+    pub guest_cr4: Cell<u64>,
+    /// An interrupt that came while the vCPU was idle in ring 0.
+    pub idle: Cell<bool>,
+    /// Deadline the hardware timer is armed for; `None` = not armed.
+    pub armed: Cell<Option<u64>>,
+    /// NMIs, machine checks seen in ring 0 and not yet passed on.
+    pub nmi_seen: Cell<bool>,
+    /// Debug exceptions that hit ring 0 (a guest's breakpoint on memory the shim touched).
+    pub debug_seen: Cell<u64>,
+}
+
+/// What the boot processor can do; the same on all.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "names are CPUID's own")]
+pub struct Features {
+    pub x2apic: bool,
+    pub tsc_deadline: bool,
+    pub xsave: bool,
+    pub fsgsbase: bool,
+    pub smep: bool,
+    pub umip: bool,
+    pub rdtscp: bool,
+    pub page_1g: bool,
+    pub invariant_tsc: bool,
+    pub amd: bool,
+    pub sysenter: bool,
+}
+
+/// CPUID.
+#[inline]
+pub fn cpuid(leaf: u32, subleaf: u32) -> core::arch::x86_64::CpuidResult {
+    __cpuid_count(leaf, subleaf)
+}
+
+/// Reads what the processor offers.
+pub fn features() -> Features {
+    let max = cpuid(0, 0);
+    let one = cpuid(1, 0);
+    let seven = if max.eax >= 7 { cpuid(7, 0) } else { cpuid(0x8000_0000, 0x7fff) };
+    let has_seven = max.eax >= 7;
+    let ext_max = cpuid(0x8000_0000, 0).eax;
+    let ext = |leaf| if ext_max >= leaf { cpuid(leaf, 0).edx } else { 0 };
+    Features {
+        x2apic: one.ecx >> 21 & 1 != 0,
+        tsc_deadline: one.ecx >> 24 & 1 != 0,
+        xsave: one.ecx >> 26 & 1 != 0,
+        fsgsbase: has_seven && seven.ebx & 1 != 0,
+        smep: has_seven && seven.ebx >> 7 & 1 != 0,
+        umip: has_seven && seven.ecx >> 2 & 1 != 0,
+        rdtscp: ext(0x8000_0001) >> 27 & 1 != 0,
+        page_1g: ext(0x8000_0001) >> 26 & 1 != 0,
+        invariant_tsc: ext(0x8000_0007) >> 8 & 1 != 0,
+        // "AuthenticAMD", "HygonGenuine": they have SYSCALL in compatibility mode.
+        amd: max.ebx == 0x6874_7541 || max.ebx == 0x6f67_7948,
+        sysenter: one.edx >> 11 & 1 != 0,
+    }
+}
+
+/// CR4 bits the guest may switch itself (`mov cr4`): TSD, DE, FSGSBASE stays as the shim set it.
+const GUEST_CR4: u64 = 1 << 2 | 1 << 3;
+
+mod cr4 {
+    pub const DE: u64 = 1 << 3;
+    pub const PAE: u64 = 1 << 5;
+    pub const OSFXSR: u64 = 1 << 9;
+    pub const OSXMMEXCPT: u64 = 1 << 10;
+    pub const UMIP: u64 = 1 << 11;
+    pub const FSGSBASE: u64 = 1 << 16;
+    pub const OSXSAVE: u64 = 1 << 18;
+    pub const SMEP: u64 = 1 << 20;
+}
+
+/// CR0 while guests run: PG, AM, WP, NE, ET, MP, PE. WP: RING1 relies on it for copy-on-write.
+const CR0: u64 = 1 << 31 | 1 << 18 | 1 << 16 | 1 << 5 | 1 << 4 | 1 << 1 | 1;
+
+/// PAT as Xen defines it for PV guests: WB WT UC- UC WC WP UC UC.
+pub const XEN_PAT: u64 = 0x0000_0501_0007_0406;
+
+/// Reads CR2.
+#[inline]
+pub fn read_cr2() -> u64 {
+    let value;
+    // SAFETY: reading CR2 has no effect.
+    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Loads CR3.
+///
+/// # Safety
+/// The L4 must map the shim.
+#[inline]
+pub unsafe fn write_cr3(value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("mov cr3, {}", in(reg) value, options(nostack, preserves_flags)) };
+}
+
+/// Writes CR4.
+///
+/// # Safety
+/// The value must keep what the shim runs on (PAE) and hold only bits the processor has.
+pub unsafe fn write_cr4(value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("mov cr4, {}", in(reg) value, options(nostack, preserves_flags)) };
+}
+
+impl Cpu {
+    /// State of a vCPU that is about to be set up.
+    pub const fn new(id: u32) -> Self {
+        Self {
+            id,
+            vp_index: Cell::new(0),
+            cr3: Cell::new(0),
+            has_xsave: Cell::new(false),
+            cr4_base: Cell::new(0),
+            gdt_page: Cell::new(core::ptr::null_mut()),
+            gdt_ptes: Cell::new(core::ptr::null_mut()),
+            gdt_empty: Cell::new(0),
+            guest_cr4: Cell::new(0),
+            idle: Cell::new(false),
+            armed: Cell::new(None),
+            nmi_seen: Cell::new(false),
+            debug_seen: Cell::new(0),
+        }
+    }
+
+    /// The bits of CR4 the guest has a say in.
+    pub fn set_guest_cr4(&self, value: u64) {
+        self.guest_cr4.set(value);
+        let wanted = self.cr4_base.get() | value & GUEST_CR4;
+        // SAFETY: the base is what `init` set, the guest's bits are in every 64-bit processor.
+        unsafe { write_cr4(wanted) };
+    }
+
+    /// Maps the guest's GDT frames into the window; the others become pages of zeroes.
+    pub fn load_gdt(&self, frames: &[Mfn]) {
+        for index in 0..selector::GUEST_GDT_PAGES {
+            let entry = match frames.get(index) {
+                Some(mfn) => mfn.0 << 12 | crate::mm::page_table::pte::RW,
+                None => self.gdt_empty.get(),
+            };
+            // SAFETY: `gdt_ptes` points at the 14 leaf entries of this vCPU's window.
+            unsafe { self.gdt_ptes.get().add(index).write_volatile(entry) };
+            let va = gdt::window(self.id) + index as u64 * 4096;
+            // SAFETY: INVLPG has no effect but on the TLB.
+            unsafe { asm!("invlpg [{}]", in(reg) va, options(nostack, preserves_flags)) };
+        }
+    }
+
+    /// Loads the LDT.
+    pub fn load_ldt(&self, base: u64, entries: u32) {
+        // SAFETY: `gdt_page` is this vCPU's reserved GDT page.
+        let page = unsafe { &mut *self.gdt_page.get().cast::<[u64; 512]>() };
+        gdt::set_ldt(page, base, entries);
+        let selector = if entries == 0 { 0 } else { selector::LDT };
+        // SAFETY: the descriptor was just written and is an LDT; what it holds is the guest's, and
+        // only DPL-1 and DPL-3 descriptors matter to code outside ring 0.
+        unsafe { asm!("lldt {0:x}", in(reg) selector, options(nostack, preserves_flags)) };
+    }
+}
+
+unsafe extern "C" {
+    static __stub_start: u8;
+    static stub_syscall: u8;
+    static stub_syscall32: u8;
+    static stub_sysenter: u8;
+}
+
+fn stub_address(area: Area, symbol: *const u8) -> u64 {
+    area.stub() + (symbol as u64 - (&raw const __stub_start) as u64)
+}
+
+/// Sets this processor up to run vCPU `pc.cpu.id`: GDT, TSS, IDT, control registers, entry MSRs.
+///
+/// # Safety
+/// The vCPU's area and GDT window must be mapped and filled, and the final page tables loaded.
+pub unsafe fn init(pc: &mut PerCpu, f: &Features) {
+    let area = Area::of(pc.cpu.id);
+    pc.tss.init(area);
+    #[repr(C, packed)]
+    struct Pointer {
+        limit: u16,
+        base: u64,
+    }
+    let pointer = Pointer { limit: gdt::LIMIT, base: gdt::window(pc.cpu.id) };
+    idt::init();
+    // SAFETY: the window is mapped and its reserved page holds the selectors loaded here.
+    unsafe {
+        asm!(
+            "lgdt [{pointer}]",
+            "push {cs}",
+            "lea {tmp}, [rip + 2f]",
+            "push {tmp}",
+            "retfq",
+            "2:",
+            "mov ss, {ss:e}",
+            "xor {tmp:e}, {tmp:e}",
+            "mov ds, {tmp:e}",
+            "mov es, {tmp:e}",
+            "mov fs, {tmp:e}",
+            "mov gs, {tmp:e}",
+            "ltr {tr:x}",
+            "lldt {tmp:x}",
+            pointer = in(reg) &raw const pointer,
+            cs = const selector::SHIM_CS as i32,
+            ss = in(reg) u32::from(selector::SHIM_SS),
+            tr = in(reg) selector::TSS,
+            tmp = out(reg) _,
+        );
+    }
+    idt::load();
+    let mut bits = cr4::DE | cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+    for (have, bit) in [
+        (f.xsave, cr4::OSXSAVE),
+        (f.fsgsbase, cr4::FSGSBASE),
+        (f.smep, cr4::SMEP),
+        (f.umip, cr4::UMIP),
+    ] {
+        if have {
+            bits |= bit;
+        }
+    }
+    pc.cpu.has_xsave.set(f.xsave);
+    pc.cpu.cr4_base.set(bits & !GUEST_CR4);
+    pc.cpu.guest_cr4.set(bits);
+    // SAFETY: every bit is one the processor has.
+    unsafe { write_cr4(bits) };
+    // SAFETY: the mode stays 64-bit with paging.
+    unsafe { asm!("mov cr0, {}", in(reg) CR0, options(nostack)) };
+    // SAFETY: clears the x87 state a loader may have left.
+    unsafe { asm!("fninit", options(nostack)) };
+    let star = u64::from(selector::SHIM_CS) << 32 | 0x23 << 48;
+    // All flags SYSCALL can clear but the reserved ones: CF PF AF ZF SF TF IF DF OF IOPL NT RF AC ID.
+    let fmask = 0x0025_7fd5;
+    // SAFETY: the entry points are this vCPU's copies of the stubs, mapped executable.
+    unsafe {
+        msr::write(msr::nr::EFER, msr::read(msr::nr::EFER) | 1 | 1 << 11);
+        msr::write(msr::nr::STAR, star);
+        msr::write(msr::nr::LSTAR, stub_address(area, &raw const stub_syscall));
+        msr::write(msr::nr::CSTAR, stub_address(area, &raw const stub_syscall32));
+        msr::write(msr::nr::FMASK, fmask);
+        msr::write(msr::nr::PAT, XEN_PAT);
+        if f.sysenter {
+            msr::write(msr::nr::SYSENTER_CS, u64::from(selector::SHIM_CS));
+            msr::write(msr::nr::SYSENTER_ESP, area.stack_top());
+            msr::write(msr::nr::SYSENTER_EIP, stub_address(area, &raw const stub_sysenter));
+        }
+        for base in [msr::nr::FS_BASE, msr::nr::GS_BASE, msr::nr::KERNEL_GS_BASE] {
+            msr::write(base, 0);
+        }
+    }
+}
+
+/// Copies the stub template into a vCPU's page.
+///
+/// # Safety
+/// `page` must be the writable frame that becomes the vCPU's stub page.
+pub unsafe fn fill_stub(page: *mut u8) {
+    // SAFETY: the template is 4 KiB of the image, page aligned; the caller gives a whole page.
+    unsafe { page.copy_from_nonoverlapping(&raw const __stub_start, 4096) };
+}

@@ -1,0 +1,112 @@
+//! Per-vCPU areas.
+//!
+//! ```text
+//! area + 0x0000  stub page (RX): the SYSCALL entries, relative to ...
+//!      + 0x1000  PerCpu (RW, 3 pages)
+//!      + 0x4000  unmapped: guard
+//!      + 0x7000  stack, 16 KiB, growing down from + 0xb000
+//!      + 0xb000  #DF stack, 4 KiB, and the stack for faults inside a stub
+//!      + 0xc000  NMI stack
+//!      + 0xd000  #MC stack
+//!      + 0xe000  #DB stack
+//! ```
+//! The area starts at a multiple of [`PERCPU_STRIDE`], so any stack pointer in it finds it.
+
+use core::mem::{offset_of, size_of};
+
+use static_assertions::const_assert;
+use translate::vcpu::{Entry, Vcpu};
+
+use crate::cpu::tss::Tss;
+use crate::mm::layout::{PERCPU_BASE, PERCPU_STRIDE};
+
+/// Offset of [`PerCpu`] in the area; the assembly and the linker script know it as 4096.
+pub const DATA_OFFSET: u64 = 0x1000;
+/// Pages of [`PerCpu`].
+pub const DATA_PAGES: u64 = 3;
+const STACK_BOTTOM: u64 = 0x7000;
+const STACK_TOP: u64 = 0xb000;
+const DF_TOP: u64 = 0xc000;
+const NMI_TOP: u64 = 0xd000;
+const MC_TOP: u64 = 0xe000;
+const DB_TOP: u64 = 0xf000;
+/// Pages of stack, all kinds.
+pub const STACK_PAGES: u64 = (DB_TOP - STACK_BOTTOM) >> 12;
+const_assert!(DB_TOP <= PERCPU_STRIDE);
+const_assert!(size_of::<PerCpu>() as u64 <= DATA_PAGES * 4096);
+
+/// What a vCPU's entry code needs, and all state one processor owns.
+#[repr(C)]
+pub struct PerCpu {
+    /// Guest RSP while SYSCALL switches stacks.
+    pub user_rsp: u64,
+    /// The vCPU's stack (also TSS.RSP0).
+    pub stack_top: u64,
+    /// Stack for faults inside a stub.
+    pub emergency_top: u64,
+    /// Handler of hypercalls.
+    pub hypercall_entry: unsafe extern "C" fn(*mut translate::regs::CpuRegs, *mut PerCpu),
+    /// Handler of user-mode system calls the fast path does not take.
+    pub user_syscall_entry: unsafe extern "C" fn(*mut translate::regs::CpuRegs, *mut PerCpu),
+    /// Where they go on to.
+    pub trap_exit: u64,
+    /// The guest's vCPU.
+    pub vcpu: Vcpu,
+    /// What only the shim knows of the vCPU.
+    pub cpu: crate::cpu::Cpu,
+    /// Task state: where the stacks are.
+    pub tss: Tss,
+}
+
+/// Offsets for the assembly.
+pub mod offset {
+    use super::{Entry, PerCpu, Vcpu, offset_of};
+    /// `PerCpu::vcpu.entry`.
+    const ENTRY: usize = offset_of!(PerCpu, vcpu) + offset_of!(Vcpu, entry);
+    /// `vcpu.entry.info`.
+    pub const INFO: usize = ENTRY + offset_of!(Entry, info);
+    /// `vcpu.entry.kernel_sp`.
+    pub const KERNEL_SP: usize = ENTRY + offset_of!(Entry, kernel_sp);
+    /// `vcpu.entry.fast_syscall`.
+    pub const FAST_SYSCALL: usize = ENTRY + offset_of!(Entry, fast_syscall);
+}
+
+/// Addresses inside a vCPU's area.
+#[derive(Clone, Copy)]
+pub struct Area(u64);
+
+impl Area {
+    /// The area of a vCPU.
+    pub const fn of(cpu: u32) -> Self {
+        Self(PERCPU_BASE + cpu as u64 * PERCPU_STRIDE)
+    }
+    /// The stub page.
+    pub const fn stub(self) -> u64 {
+        self.0
+    }
+    /// The vCPU's [`PerCpu`].
+    pub const fn data(self) -> u64 {
+        self.0 + DATA_OFFSET
+    }
+    /// First stack page.
+    pub const fn stacks(self) -> u64 {
+        self.0 + STACK_BOTTOM
+    }
+    /// Top of the ordinary stack.
+    pub const fn stack_top(self) -> u64 {
+        self.0 + STACK_TOP
+    }
+    /// Tops of the interrupt stacks, by IST index - 1: #DF, NMI, #MC, #DB.
+    pub const fn ist_tops(self) -> [u64; 4] {
+        [self.0 + DF_TOP, self.0 + NMI_TOP, self.0 + MC_TOP, self.0 + DB_TOP]
+    }
+}
+
+/// IST index of #DF.
+pub const IST_DF: u8 = 1;
+/// IST index of NMI.
+pub const IST_NMI: u8 = 2;
+/// IST index of #MC.
+pub const IST_MC: u8 = 3;
+/// IST index of #DB.
+pub const IST_DB: u8 = 4;

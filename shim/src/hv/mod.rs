@@ -1,0 +1,207 @@
+//! Hyper-V underneath: what it offers, and the set-up of what is used. Each feature is asked for
+//! by its own bit, because real hosts differ; whatever is missing has its fallback.
+
+pub mod crash;
+pub mod synic;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use hv_abi::cpuid::{
+    self as hvid, Features, INTERFACE_HV1, LEAF_FEATURES, LEAF_INTERFACE, LEAF_RECOMMENDATIONS,
+    LEAF_VENDOR, MIN_MAX_LEAF, Privileges, Recommendations, VENDOR_MICROSOFT,
+};
+use hv_abi::guest_os_id::GuestOsId;
+use hv_abi::hypercall::CallCode;
+use hv_abi::msr::{self as hvmsr, PageMsr};
+use hv_abi::reference_tsc::{ReferenceTsc, ReferenceTscPage};
+use spin::Once;
+
+use crate::cpu::{cpuid, msr};
+use crate::mm::{fixmap, frames, phys_to_virt};
+
+/// What the host offers and the shim may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Enlightenments {
+    /// Reference counter MSR.
+    pub ref_count: bool,
+    /// Reference TSC page.
+    pub ref_tsc: bool,
+    /// Frequency MSRs.
+    pub frequencies: bool,
+    /// SynIC.
+    pub synic: bool,
+    /// Synthetic timers.
+    pub stimer: bool,
+    /// ... in direct mode.
+    pub stimer_direct: bool,
+    /// Hypercall page.
+    pub hypercall: bool,
+    /// VP index MSR.
+    pub vp_index: bool,
+    /// VP run time MSR.
+    pub vp_runtime: bool,
+    /// Reset MSR.
+    pub reset: bool,
+    /// APIC MSRs and the VP assist page.
+    pub apic: bool,
+    /// Crash MSRs.
+    pub crash: bool,
+    /// Flush hypercalls recommended.
+    pub tlb_flush: bool,
+    /// IPI hypercall recommended.
+    pub ipi: bool,
+    /// Spin count after which to tell the host; `u32::MAX` = never.
+    pub spin_limit: u32,
+}
+
+static HV: Once<Enlightenments> = Once::new();
+static HYPERCALL: AtomicU64 = AtomicU64::new(0);
+static REF_TSC: Once<&'static ReferenceTscPage> = Once::new();
+
+/// What the host offers, once [`detect`] has seen it.
+pub fn get() -> Option<&'static Enlightenments> {
+    HV.get()
+}
+
+fn leaf_bytes(leaf: u32) -> [u32; 4] {
+    let r = cpuid(leaf, 0);
+    [r.eax, r.ebx, r.ecx, r.edx]
+}
+
+/// Looks for Hyper-V. `without` says which features to leave alone.
+pub fn detect(without: impl Fn(&str) -> bool) -> Option<&'static Enlightenments> {
+    if cpuid(1, 0).ecx & hvid::CPUID_1_ECX_HYPERVISOR == 0 {
+        return None;
+    }
+    let [max, vendor @ ..] = leaf_bytes(LEAF_VENDOR);
+    if vendor != VENDOR_MICROSOFT || max < MIN_MAX_LEAF || cpuid(LEAF_INTERFACE, 0).eax != INTERFACE_HV1 {
+        return None;
+    }
+    let [eax, ebx, _, edx] = leaf_bytes(LEAF_FEATURES);
+    let privileges = Privileges::from_eax_ebx(eax, ebx);
+    let features = Features::from_bits_retain(edx);
+    let [rec, spin_limit, ..] = leaf_bytes(LEAF_RECOMMENDATIONS);
+    let rec = Recommendations::from_bits_retain(rec);
+    let has = |privilege, name| privileges.contains(privilege) && !without(name);
+    let hypercall = has(Privileges::ACCESS_HYPERCALL_MSRS, "hypercall");
+    let synic = has(Privileges::ACCESS_SYNIC_REGS, "synic");
+    let stimer = has(Privileges::ACCESS_SYNTHETIC_TIMER_REGS, "stimer");
+    Some(HV.call_once(|| Enlightenments {
+        ref_count: has(Privileges::ACCESS_PARTITION_REFERENCE_COUNTER, "ref-count"),
+        ref_tsc: has(Privileges::ACCESS_PARTITION_REFERENCE_TSC, "ref-tsc"),
+        frequencies: has(Privileges::ACCESS_FREQUENCY_REGS, "frequencies")
+            && features.contains(Features::FREQUENCY_MSRS),
+        synic,
+        stimer,
+        stimer_direct: stimer
+            && features.contains(Features::DIRECT_SYNTHETIC_TIMERS)
+            && !without("stimer-direct"),
+        hypercall,
+        vp_index: has(Privileges::ACCESS_VP_INDEX, "vp-index"),
+        vp_runtime: has(Privileges::ACCESS_VP_RUN_TIME_REG, "vp-runtime"),
+        reset: has(Privileges::ACCESS_RESET_REG, "reset"),
+        apic: has(Privileges::ACCESS_INTR_CTRL_REGS, "apic-assist"),
+        crash: features.contains(Features::GUEST_CRASH_MSRS) && !without("crash"),
+        tlb_flush: hypercall && rec.contains(Recommendations::REMOTE_TLB_FLUSH) && !without("tlbflush"),
+        ipi: hypercall && rec.contains(Recommendations::CLUSTER_IPI) && !without("ipi"),
+        spin_limit,
+    }))
+}
+
+/// The build number in the guest OS id: this crate's version.
+const OS_VERSION: u32 = 0x0001_0000;
+
+/// Sets up what is per VM: guest OS id, hypercall page, reference TSC page. The frames' mappings
+/// are made by the caller through `map_hypercall(physical address)`.
+pub fn init_vm(hv: &Enlightenments, map_hypercall: impl FnOnce(u64) -> bool) {
+    if hv.hypercall {
+        let id = GuestOsId::open_source(GuestOsId::OS_TYPE_XEN, 0, OS_VERSION, 0);
+        // SAFETY: the host offers the hypercall MSRs; the id only tells who we are.
+        unsafe { msr::write(hvmsr::HV_X64_MSR_GUEST_OS_ID, id.0) };
+        if let Some(page) = frames::alloc(1, 4096).filter(|&page| map_hypercall(page)) {
+            // SAFETY: the page is the shim's and mapped executable, read-only.
+            unsafe { msr::write(hvmsr::HV_X64_MSR_HYPERCALL, PageMsr::enabled_at(page).0) };
+            HYPERCALL.store(fixmap::HYPERCALL_PAGE, Ordering::Release);
+        }
+    }
+    if hv.ref_tsc {
+        if let Some(page) = frames::alloc(1, 4096) {
+            // SAFETY: the page is the shim's own; the host writes clock parameters into it.
+            unsafe { msr::write(hvmsr::HV_X64_MSR_REFERENCE_TSC, PageMsr::enabled_at(page).0) };
+            // SAFETY: a page of atomics in the direct map, never given back.
+            let page = unsafe { &*phys_to_virt(page).cast::<ReferenceTscPage>() };
+            REF_TSC.call_once(|| page);
+        }
+    }
+}
+
+/// Sets up what is per processor: VP index, VP assist page. Returns the VP index.
+pub fn init_cpu(hv: &Enlightenments) -> u32 {
+    if hv.apic {
+        if let Some(page) = frames::alloc(1, 4096) {
+            // SAFETY: the page is the shim's own; the host writes the EOI hint into it.
+            unsafe { msr::write(hvmsr::HV_X64_MSR_VP_ASSIST_PAGE, PageMsr::enabled_at(page).0) };
+            // SAFETY: a page of atomics in the direct map, never given back.
+            let page = unsafe { &*phys_to_virt(page).cast::<hv_abi::synic::VpAssistPage>() };
+            crate::cpu::apic::set_vp_assist(page);
+        }
+    }
+    if !hv.vp_index {
+        return 0;
+    }
+    // SAFETY: offered by the host.
+    unsafe { msr::read(hvmsr::HV_X64_MSR_VP_INDEX) as u32 }
+}
+
+/// The reference TSC page's conversion, if the host gives one that is valid now.
+pub fn reference_tsc() -> Option<ReferenceTsc> {
+    REF_TSC.get()?.read()
+}
+
+/// The reference counter by its MSR, in 100 ns (a VM exit).
+pub fn reference_count() -> Option<u64> {
+    // SAFETY: offered by the host.
+    get().filter(|hv| hv.ref_count).map(|_| unsafe { msr::read(hvmsr::HV_X64_MSR_TIME_REF_COUNT) })
+}
+
+/// TSC frequency in Hz as the host states it.
+pub fn tsc_frequency() -> Option<u64> {
+    // SAFETY: offered by the host.
+    get()
+        .filter(|hv| hv.frequencies)
+        .map(|_| unsafe { msr::read(hvmsr::HV_X64_MSR_TSC_FREQUENCY) })
+        .filter(|&hz| hz != 0)
+}
+
+/// Run time of this VP in ns.
+pub fn vp_runtime_ns() -> Option<u64> {
+    // SAFETY: offered by the host.
+    get()
+        .filter(|hv| hv.vp_runtime)
+        .map(|_| unsafe { msr::read(hvmsr::HV_X64_MSR_VP_RUNTIME) }.wrapping_mul(100))
+}
+
+/// A fast hypercall with one or two register inputs.
+fn fast_hypercall(code: CallCode, first: u64, second: u64) -> Option<u64> {
+    let page = HYPERCALL.load(Ordering::Acquire);
+    if page == 0 {
+        return None;
+    }
+    let control = hv_abi::hypercall::Control::new(code).fast().0;
+    let result: u64;
+    // SAFETY: the hypercall page is set up; fast calls used here change no memory.
+    unsafe {
+        core::arch::asm!("call {page}", page = in(reg) page,
+            in("rcx") control, in("rdx") first, in("r8") second, lateout("rax") result,
+            lateout("rcx") _, lateout("rdx") _, lateout("r8") _, lateout("r9") _,
+            lateout("r10") _, lateout("r11") _);
+    }
+    Some(result)
+}
+
+/// Tells the host that this processor spins.
+pub fn notify_long_spin_wait(spins: u32) {
+    if get().is_some_and(|hv| hv.spin_limit != u32::MAX) {
+        let _ = fast_hypercall(CallCode::NOTIFY_LONG_SPIN_WAIT, u64::from(spins), 0);
+    }
+}

@@ -1,0 +1,78 @@
+//! SynIC: message and event pages, synthetic interrupt sources, and synthetic timer 0.
+
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use hv_abi::msr::{self as hvmsr, PageMsr, SCONTROL_ENABLE, Sint};
+use hv_abi::synic::{MessagePage, MessageType, VMBUS_SINT};
+use hv_abi::timer::StimerConfig;
+
+use super::Enlightenments;
+use crate::cpu::idt::vector;
+use crate::cpu::msr;
+use crate::mm::layout::MAX_VCPUS;
+use crate::mm::{frames, phys_to_virt};
+
+/// SINT of timer messages where direct mode is missing: VMBus's own, the one source that every host
+/// delivers (Linux uses it so, and some hosts know no other).
+const TIMER_SINT: u8 = VMBUS_SINT;
+
+static MESSAGES: [AtomicPtr<MessagePage>; MAX_VCPUS] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_VCPUS];
+
+/// Sets up this processor's SynIC. `false` where there is no memory for it.
+pub fn init_cpu(cpu: u32, hv: &Enlightenments) -> bool {
+    if !hv.synic {
+        return false;
+    }
+    let Some(pages) = frames::alloc(2, 4096) else { return false };
+    let messages = phys_to_virt(pages).cast::<MessagePage>();
+    MESSAGES[cpu as usize].store(messages, Ordering::Release);
+    // SAFETY: the host offers the SynIC; both pages are the shim's and zeroed, and the vectors have
+    // their handlers. The bits firmware set in SIMP and SIEFP are kept, as TLFS asks.
+    unsafe {
+        let simp = PageMsr(msr::read(hvmsr::HV_X64_MSR_SIMP)).with_page(pages);
+        msr::write(hvmsr::HV_X64_MSR_SIMP, simp.0 | PageMsr::ENABLE);
+        let siefp = PageMsr(msr::read(hvmsr::HV_X64_MSR_SIEFP)).with_page(pages + 4096);
+        msr::write(hvmsr::HV_X64_MSR_SIEFP, siefp.0 | PageMsr::ENABLE);
+        // KVM leaves stale bytes in pages a guest enables: they would look like messages.
+        phys_to_virt(pages).write_bytes(0, 8192);
+        msr::write(hvmsr::sint(VMBUS_SINT), Sint::unmasked(vector::SINT).0);
+        msr::write(hvmsr::HV_X64_MSR_SCONTROL, SCONTROL_ENABLE);
+    }
+    true
+}
+
+/// Prepares timer 0 of this processor as a one-shot timer armed by its count register alone.
+pub fn init_timer(hv: &Enlightenments) {
+    let config = if hv.stimer_direct {
+        StimerConfig::one_shot_direct(vector::TIMER)
+    } else {
+        StimerConfig::one_shot_message(TIMER_SINT)
+    };
+    let config = config.0 & !StimerConfig::ENABLED | StimerConfig::AUTO_ENABLE;
+    // SAFETY: the host offers the timers; expiry leads to a vector of the shim's.
+    unsafe { msr::write(hvmsr::stimer_config(0), config) };
+}
+
+/// Arms timer 0 for a reference time (100 ns), or stops it.
+pub fn arm_timer(reference_time: Option<u64>) {
+    // SAFETY: as above; 0 stops the timer.
+    unsafe { msr::write(hvmsr::stimer_count(0), reference_time.map_or(0, |t| t.max(1))) };
+}
+
+/// Takes the timer's message out of its slot and lets the next one in. `false` when there is none.
+pub fn take_timer_message(cpu: u32) -> bool {
+    let page = MESSAGES[cpu as usize].load(Ordering::Acquire);
+    // SAFETY: null, or the page of atomics set in `init_cpu`, never given back.
+    let Some(page) = (unsafe { page.as_ref() }) else { return false };
+    let slot = &page.slots[usize::from(TIMER_SINT)];
+    let kind = slot.message_type();
+    if kind == MessageType::NONE {
+        return false;
+    }
+    if slot.release() {
+        // SAFETY: only tells the host that the slot is free.
+        unsafe { msr::write(hvmsr::HV_X64_MSR_EOM, 0) };
+    }
+    kind == MessageType::TIMER_EXPIRED
+}

@@ -1,0 +1,12 @@
+//! Device registers the shim uses, each in its own page.
+
+use super::layout::FIXMAP_BASE;
+
+/// Local APIC registers (xAPIC mode only).
+pub const LAPIC: u64 = FIXMAP_BASE;
+/// First IOAPIC page; one per IOAPIC.
+pub const IOAPIC: u64 = FIXMAP_BASE + 0x1000;
+/// IOAPICs there is room for.
+pub const MAX_IOAPICS: u64 = 8;
+/// The Hyper-V hypercall page.
+pub const HYPERCALL_PAGE: u64 = FIXMAP_BASE + 0x1_0000;

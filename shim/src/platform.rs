@@ -1,0 +1,300 @@
+//! What the translation core asks of ring 0.
+
+use core::arch::asm;
+
+use translate::platform::{
+    Clock, CpuidResult, Fault, GuestMemory, Host, PageWords, Processor, SegmentBase, Shutdown,
+    TscScale, VcpuSet,
+};
+use translate::regs::CpuRegs;
+use xen_abi::{GuestVa, MachineAddr, Mfn, Pfn, SharedView};
+
+use crate::cpu::{self, Cpu, msr};
+use crate::mm::layout::{M2P_L4_SLOT, SHIM_L4_SLOT};
+use crate::mm::{guest, phys_to_virt};
+
+/// The platform on this processor.
+pub struct Shim<'a> {
+    /// The processor's own state.
+    pub cpu: &'a Cpu,
+}
+
+impl GuestMemory for Shim<'_> {
+    #[inline]
+    fn copy_from_guest(&self, dst: &mut [u8], src: GuestVa) -> Result<(), Fault> {
+        if guest::copy_from(dst, src) { Ok(()) } else { Err(Fault) }
+    }
+    #[inline]
+    fn copy_to_guest(&self, dst: GuestVa, src: &[u8]) -> Result<(), Fault> {
+        if guest::copy_to(dst, src) { Ok(()) } else { Err(Fault) }
+    }
+    #[inline]
+    fn frame(&self, mfn: Mfn) -> Option<&'static PageWords> {
+        guest::frame(mfn)
+    }
+    fn view<T: SharedView>(&self, at: MachineAddr) -> Option<&'static T> {
+        guest::view(at)
+    }
+    #[inline]
+    fn may_map(&self, mfn: Mfn) -> bool {
+        guest::may_map(mfn)
+    }
+    #[inline]
+    fn m2p(&self, mfn: Mfn) -> Option<Pfn> {
+        guest::m2p(mfn)
+    }
+    fn set_m2p(&self, mfn: Mfn, pfn: Pfn) -> bool {
+        guest::set_m2p(mfn, pfn)
+    }
+    fn max_mfn(&self) -> Mfn {
+        Mfn(guest::max_mfn())
+    }
+    fn release_frame(&self, mfn: Mfn) -> bool {
+        guest::release(mfn)
+    }
+    fn acquire_frame(&self, pfn: Pfn) -> Option<Mfn> {
+        guest::acquire(pfn)
+    }
+}
+
+/// A canonical 48-bit address.
+fn is_canonical(address: u64) -> bool {
+    (address.cast_signed() << 16 >> 16).cast_unsigned() == address
+}
+
+unsafe extern "C" {
+    fn load_gs_checked(selector: u32) -> u64;
+    fn xsetbv_checked(value: u64) -> u64;
+}
+
+/// DS, ES, FS, GS.
+pub fn data_selectors() -> [u16; 4] {
+    let (ds, es, fs, gs): (u16, u16, u16, u16);
+    // SAFETY: only reads the selectors.
+    unsafe {
+        asm!("mov {0:x}, ds", "mov {1:x}, es", "mov {2:x}, fs", "mov {3:x}, gs",
+            out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs,
+            options(nomem, nostack, preserves_flags));
+    }
+    [ds, es, fs, gs]
+}
+
+fn swapgs() {
+    // SAFETY: both GS bases are the guest's; the shim uses neither.
+    unsafe { asm!("swapgs", options(nomem, nostack, preserves_flags)) };
+}
+
+/// Stores the hypervisor's slots into an L4.
+#[inline]
+fn install(words: &PageWords) {
+    use core::sync::atomic::Ordering::Relaxed;
+    let [m2p, shim] = crate::boot::shim_l4_entries();
+    words[M2P_L4_SLOT].store(m2p, Relaxed);
+    words[SHIM_L4_SLOT].store(shim, Relaxed);
+}
+
+impl Processor for Shim<'_> {
+    #[inline]
+    fn load_cr3(&self, l4: Mfn) -> bool {
+        let Some(words) = guest::frame(l4) else { return false };
+        install(words);
+        let value = l4.base().0;
+        self.cpu.cr3.set(value);
+        // SAFETY: the L4 has the shim's slots.
+        unsafe { cpu::write_cr3(value) };
+        true
+    }
+    fn install_hole(&self, l4: Mfn) -> bool {
+        guest::frame(l4).map(install).is_some()
+    }
+    #[inline]
+    fn flush_tlb_local(&self) {
+        // SAFETY: the L4 in CR3 stays; it was given the shim's slots when it was loaded.
+        unsafe { cpu::write_cr3(self.cpu.cr3.get()) };
+    }
+    #[inline]
+    fn invlpg_local(&self, va: GuestVa) {
+        // SAFETY: INVLPG has no effect but on the TLB.
+        unsafe { asm!("invlpg [{}]", in(reg) va.0, options(nostack, preserves_flags)) };
+    }
+    #[inline]
+    fn flush_tlb(&self, set: VcpuSet, va: Option<GuestVa>) {
+        let here = match set {
+            VcpuSet::All => true,
+            VcpuSet::Mask(mask) => mask >> (self.cpu.id & 63) & 1 != 0,
+        };
+        match va {
+            _ if !here => {}
+            Some(va) => self.invlpg_local(va),
+            None => self.flush_tlb_local(),
+        }
+    }
+    fn segment_base(&self, which: SegmentBase) -> u64 {
+        let number = match which {
+            SegmentBase::Fs => msr::nr::FS_BASE,
+            SegmentBase::GsKernel => msr::nr::GS_BASE,
+            SegmentBase::GsUser => msr::nr::KERNEL_GS_BASE,
+        };
+        // SAFETY: every 64-bit processor has these.
+        unsafe { msr::read(number) }
+    }
+    #[inline]
+    fn set_segment_base(&self, which: SegmentBase, base: u64) -> bool {
+        if !is_canonical(base) {
+            return false;
+        }
+        let number = match which {
+            SegmentBase::Fs => msr::nr::FS_BASE,
+            SegmentBase::GsKernel => msr::nr::GS_BASE,
+            SegmentBase::GsUser => msr::nr::KERNEL_GS_BASE,
+        };
+        // SAFETY: the address is canonical and the shim uses neither FS nor GS.
+        unsafe { msr::write(number, base) };
+        true
+    }
+    fn load_user_gs(&self, selector: u16) -> bool {
+        swapgs();
+        // SAFETY: the assembly catches a selector that cannot be loaded.
+        let refused = unsafe { load_gs_checked(u32::from(selector)) };
+        swapgs();
+        refused == 0
+    }
+    #[inline]
+    fn swapgs(&self) {
+        swapgs();
+    }
+    fn data_selectors(&self) -> [u16; 4] {
+        data_selectors()
+    }
+    fn clear_data_selectors(&self) {
+        // SAFETY: null selectors; the shim uses none of these segments.
+        unsafe {
+            asm!("mov ds, {0:e}", "mov es, {0:e}", "mov fs, {0:e}", "mov gs, {0:e}",
+                in(reg) 0, options(nomem, nostack, preserves_flags));
+        }
+    }
+    #[inline]
+    fn set_ts(&self, on: bool) {
+        if on {
+            // SAFETY: TS only makes the guest's next FPU use trap; the shim uses no FPU.
+            unsafe {
+                asm!("mov {0}, cr0", "or {0}, 8", "mov cr0, {0}", out(reg) _,
+                    options(nomem, nostack));
+            }
+        } else {
+            // SAFETY: as above.
+            unsafe { asm!("clts", options(nomem, nostack, preserves_flags)) };
+        }
+    }
+    fn set_debugreg(&self, reg: u8, value: u64) {
+        // SAFETY: the values were validated: breakpoints of the guest, which ring 0 tolerates.
+        unsafe {
+            match reg {
+                0 => asm!("mov dr0, {}", in(reg) value, options(nomem, nostack)),
+                1 => asm!("mov dr1, {}", in(reg) value, options(nomem, nostack)),
+                2 => asm!("mov dr2, {}", in(reg) value, options(nomem, nostack)),
+                3 => asm!("mov dr3, {}", in(reg) value, options(nomem, nostack)),
+                6 => asm!("mov dr6, {}", in(reg) value, options(nomem, nostack)),
+                7 => asm!("mov dr7, {}", in(reg) value, options(nomem, nostack)),
+                _ => {}
+            }
+        }
+    }
+    fn load_gdt(&self, frames: &[Mfn]) {
+        self.cpu.load_gdt(frames);
+    }
+    fn load_ldt(&self, base: GuestVa, entries: u32) {
+        self.cpu.load_ldt(base.0, entries);
+    }
+    fn set_gate_user(&self, vector: u8, user: bool) {
+        cpu::idt::set_user(vector, user);
+    }
+    fn set_iobitmap(&self, _bitmap: Option<(GuestVa, u32)>) -> Result<(), Fault> {
+        // The guest owns no port, so every access traps whatever the bitmap says, and emulation
+        // asks the guest's bitmap.
+        Ok(())
+    }
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
+        let r = cpu::cpuid(leaf, subleaf);
+        CpuidResult { eax: r.eax, ebx: r.ebx, ecx: r.ecx, edx: r.edx }
+    }
+    fn xcr0(&self) -> u64 {
+        if !self.cpu.has_xsave.get() {
+            return 0;
+        }
+        let (low, high): (u32, u32);
+        // SAFETY: CR4.OSXSAVE is set where the processor has XSAVE.
+        unsafe {
+            asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high,
+                options(nomem, nostack, preserves_flags));
+        }
+        u64::from(high) << 32 | u64::from(low)
+    }
+    fn set_xcr0(&self, value: u64) -> bool {
+        // SAFETY: the assembly catches a value the processor refuses; the shim uses no such state.
+        self.cpu.has_xsave.get() && unsafe { xsetbv_checked(value) } == 0
+    }
+    fn set_tsc_aux(&self, value: u32) {
+        // SAFETY: the register is the guest's own; processors without it refuse, which is caught.
+        unsafe { msr::try_write(msr::nr::TSC_AUX, u64::from(value)) };
+    }
+    fn guest_cr4(&self) -> u64 {
+        self.cpu.guest_cr4.get()
+    }
+    fn set_guest_cr4(&self, value: u64) {
+        self.cpu.set_guest_cr4(value);
+    }
+    fn wbinvd(&self) {
+        // SAFETY: writes caches back.
+        unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
+    }
+}
+
+impl Clock for Shim<'_> {
+    #[inline]
+    fn now_ns(&self) -> u64 {
+        crate::time::now_ns()
+    }
+    fn tsc_scale(&self) -> TscScale {
+        crate::time::tsc_scale()
+    }
+    fn wallclock_base(&self) -> (u64, u32) {
+        crate::time::wallclock()
+    }
+    fn set_timer(&self, deadline_ns: Option<u64>) {
+        crate::time::set_timer(self.cpu, deadline_ns);
+    }
+    fn stolen_ns(&self) -> u64 {
+        0
+    }
+}
+
+impl Host for Shim<'_> {
+    fn shutdown(&self, why: Shutdown, regs: Option<&CpuRegs>) -> ! {
+        crate::fatal::shutdown(why, regs)
+    }
+    fn kick(&self, vcpu: u32) {
+        crate::log!(Warn, "kick of vCPU {vcpu}, which does not run");
+    }
+    fn yield_hint(&self) {
+        crate::hv::notify_long_spin_wait(u32::MAX);
+    }
+    fn console_write(&self, bytes: &[u8]) {
+        crate::serial::write_bytes(bytes);
+    }
+    fn console_read(&self, into: &mut [u8]) -> usize {
+        crate::serial::read_bytes(into)
+    }
+    fn log(&self, text: core::fmt::Arguments<'_>) {
+        crate::log::log(crate::log::Level::Debug, text);
+    }
+}
+
+/// A copy into the direct map, for the builder.
+///
+/// # Safety
+/// The range must be guest RAM nothing else uses.
+pub unsafe fn write_phys(address: u64, bytes: &[u8]) {
+    // SAFETY: the caller's promise; `copy` allows for the source to overlap.
+    unsafe { phys_to_virt(address).copy_from(bytes.as_ptr(), bytes.len()) };
+}

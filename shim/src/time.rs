@@ -1,0 +1,273 @@
+//! Clocks and the vCPU's hardware timer.
+//!
+//! System time is the TSC through one fixed conversion, started at 0 when the domain is built. The
+//! rate comes from the best source there is: the reference TSC page, the host's frequency MSR,
+//! CPUID, or a measurement against the reference counter, the ACPI timer or the PIT.
+
+use core::arch::x86_64::_rdtsc;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use spin::Once;
+use translate::platform::TscScale;
+use x86_64::instructions::port::Port;
+
+use crate::acpi::{Gas, Power};
+use crate::cpu::{Cpu, Features, apic, cpuid};
+use crate::hv;
+
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// The conversion, unpacked for speed: `ns = ((tsc - base) << shift, or >> -shift) * mul >> 32`.
+struct Scale {
+    base: AtomicU64,
+    mul: AtomicU32,
+    shift: AtomicU8,
+}
+
+static SCALE: Scale =
+    Scale { base: AtomicU64::new(0), mul: AtomicU32::new(0), shift: AtomicU8::new(0) };
+static HZ: AtomicU64 = AtomicU64::new(0);
+static STABLE: AtomicU8 = AtomicU8::new(0);
+static WALLCLOCK: Once<(u64, u32)> = Once::new();
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Timer {
+    Synthetic,
+    Apic,
+}
+static TIMER: Once<Timer> = Once::new();
+
+/// A pair of readings for converting system time to the host's reference time.
+static REF_PAIR: Once<(u64, u64)> = Once::new();
+
+/// Reads the TSC.
+#[inline]
+pub fn rdtsc() -> u64 {
+    // SAFETY: RDTSC has no preconditions in ring 0.
+    unsafe { _rdtsc() }
+}
+
+/// `(mul, shift)` for a TSC of `hz`: `ns = ticks * 10^9 / hz` to 32 significant bits.
+fn scale_of(hz: u64) -> (u32, i8) {
+    let mut shift = 0i8;
+    // ns per tick as 32.32 fixed point, brought into [2^31, 2^32) by the shift.
+    let mut ratio = (u128::from(NS_PER_S) << 64) / u128::from(hz);
+    while ratio >= 1 << 64 {
+        ratio >>= 1;
+        shift += 1;
+    }
+    while ratio < 1 << 63 {
+        ratio <<= 1;
+        shift -= 1;
+    }
+    // Round to nearest; a carry out of 32 bits is one more shift.
+    let rounded = (ratio + (1 << 31)) >> 32;
+    if rounded >> 32 != 0 { (1 << 31, shift + 1) } else { (rounded as u32, shift) }
+}
+
+fn convert(ticks: u64, mul: u32, shift: i8) -> u64 {
+    let ticks = if shift >= 0 { ticks << shift } else { ticks >> -shift };
+    (u128::from(ticks) * u128::from(mul) >> 32) as u64
+}
+
+/// Nanoseconds of system time.
+#[inline]
+pub fn now_ns() -> u64 {
+    let ticks = rdtsc().wrapping_sub(SCALE.base.load(Ordering::Relaxed));
+    let shift = SCALE.shift.load(Ordering::Relaxed) as i8;
+    convert(ticks, SCALE.mul.load(Ordering::Relaxed), shift)
+}
+
+/// Nanoseconds since a TSC reading, which may be older than the clock.
+pub fn since(tsc: u64) -> u64 {
+    let ticks = rdtsc().wrapping_sub(tsc);
+    convert(ticks, SCALE.mul.load(Ordering::Relaxed), SCALE.shift.load(Ordering::Relaxed) as i8)
+}
+
+/// The conversion as the guest is told.
+pub fn tsc_scale() -> TscScale {
+    TscScale {
+        tsc_timestamp: SCALE.base.load(Ordering::Relaxed),
+        system_time_ns: 0,
+        mul: SCALE.mul.load(Ordering::Relaxed),
+        shift: SCALE.shift.load(Ordering::Relaxed) as i8,
+        khz: (HZ.load(Ordering::Relaxed) / 1000).min(u64::from(u32::MAX)) as u32,
+        stable: STABLE.load(Ordering::Relaxed) != 0,
+    }
+}
+
+/// Wall-clock time at system time 0.
+pub fn wallclock() -> (u64, u32) {
+    WALLCLOCK.get().copied().unwrap_or((0, 0))
+}
+
+/// Waits, before the TSC's rate is known, until `elapsed` says a window of time is over; returns
+/// TSC ticks and that window's length in ns.
+fn measure(elapsed_ns: impl Fn() -> u64, window_ns: u64) -> u64 {
+    let start = rdtsc();
+    let mut spins = 0u64;
+    let ns = loop {
+        let ns = elapsed_ns();
+        spins += 1;
+        if ns >= window_ns || spins > 50_000_000 {
+            break ns;
+        }
+    };
+    let ticks = rdtsc().wrapping_sub(start);
+    if ns < window_ns {
+        return 0;
+    }
+    (u128::from(ticks) * u128::from(NS_PER_S) / u128::from(ns)) as u64
+}
+
+const WINDOW_NS: u64 = 50_000_000;
+
+fn by_reference_counter() -> Option<u64> {
+    let start = hv::reference_count()?;
+    let hz = measure(|| hv::reference_count().unwrap_or(0).wrapping_sub(start) * 100, WINDOW_NS);
+    (hz != 0).then_some(hz)
+}
+
+fn by_pm_timer(power: &Power) -> Option<u64> {
+    const PM_HZ: u64 = 3_579_545;
+    let gas = power.pm_timer.filter(|gas| gas.space == Gas::IO)?;
+    // SAFETY: the PM timer's port, as the firmware says; reading has no effect.
+    let read = || unsafe { Port::<u32>::new(gas.address as u16).read() } & 0xff_ffff;
+    let start = read();
+    if (0..1000).all(|_| read() == start) {
+        return None;
+    }
+    let start = read();
+    let hz = measure(
+        || u64::from(read().wrapping_sub(start) & 0xff_ffff) * NS_PER_S / PM_HZ,
+        WINDOW_NS,
+    );
+    (hz != 0).then_some(hz)
+}
+
+fn by_pit() -> Option<u64> {
+    const PIT_HZ: u64 = 1_193_182;
+    const COUNT: u64 = 59_659;
+    // SAFETY: channel 2 of the PIT, gated through port 0x61; drives only the speaker.
+    unsafe {
+        let mut gate = Port::<u8>::new(0x61);
+        let value = gate.read();
+        gate.write(value & !2 | 1);
+        Port::<u8>::new(0x43).write(0xb0);
+        Port::<u8>::new(0x42).write(COUNT as u8);
+        Port::<u8>::new(0x42).write((COUNT >> 8) as u8);
+        if gate.read() & 0x20 != 0 {
+            return None;
+        }
+        let start = rdtsc();
+        let done = (0..5_000_000).any(|_| gate.read() & 0x20 != 0);
+        let ticks = rdtsc().wrapping_sub(start);
+        done.then(|| (u128::from(ticks) * u128::from(PIT_HZ) / u128::from(COUNT)) as u64)
+    }
+}
+
+/// CPUID leaf 0x15 (crystal) and, for the crystal's missing rate, 0x16.
+fn by_cpuid() -> Option<u64> {
+    if cpuid(0, 0).eax < 0x15 {
+        return None;
+    }
+    let ratio = cpuid(0x15, 0);
+    if ratio.eax == 0 || ratio.ebx == 0 || ratio.ecx == 0 {
+        return None;
+    }
+    Some(u64::from(ratio.ecx) * u64::from(ratio.ebx) / u64::from(ratio.eax))
+}
+
+/// Finds the rate; returns it with the name of its source.
+fn frequency(power: &Power) -> Option<(u64, &'static str)> {
+    let from_page = hv::reference_tsc()
+        .filter(|page| page.scale != 0)
+        // scale = 2^64 * 10^7 / hz
+        .map(|page| ((10_000_000_u128 << 64) / u128::from(page.scale)) as u64);
+    from_page
+        .map(|hz| (hz, "reference TSC page"))
+        .or_else(|| hv::tsc_frequency().map(|hz| (hz, "frequency MSR")))
+        .or_else(|| by_cpuid().map(|hz| (hz, "CPUID")))
+        .or_else(|| by_reference_counter().map(|hz| (hz, "reference counter")))
+        .or_else(|| by_pm_timer(power).map(|hz| (hz, "ACPI timer")))
+        .or_else(|| by_pit().map(|hz| (hz, "PIT")))
+}
+
+/// Starts the clock and chooses the timer. Returns the rate's source; `None` where there is no
+/// clock to measure the TSC with.
+pub fn init(power: &Power, f: &Features) -> Option<&'static str> {
+    let (hz, source) = frequency(power)?;
+    if hz < 1_000_000 {
+        return None;
+    }
+    let (mul, shift) = scale_of(hz);
+    HZ.store(hz, Ordering::Relaxed);
+    SCALE.mul.store(mul, Ordering::Relaxed);
+    SCALE.shift.store(shift as u8, Ordering::Relaxed);
+    let stable = f.invariant_tsc || hv::reference_tsc().is_some();
+    STABLE.store(u8::from(stable), Ordering::Relaxed);
+    SCALE.base.store(rdtsc(), Ordering::Relaxed);
+    WALLCLOCK.call_once(|| (crate::rtc::seconds().unwrap_or(0).saturating_sub(now_ns() / NS_PER_S), 0));
+    Some(source)
+}
+
+/// Waits by the TSC.
+pub fn wait_ms(ms: u32) {
+    let end = now_ns() + u64::from(ms) * 1_000_000;
+    while now_ns() < end {
+        core::hint::spin_loop();
+    }
+}
+
+/// Chooses and prepares this processor's timer; returns its name.
+pub fn init_timer(f: &Features, synic_works: bool) -> &'static str {
+    let hv = hv::get().filter(|hv| hv.stimer && (hv.stimer_direct || synic_works));
+    let reference = hv::reference_tsc().map(|page| page.time_100ns(rdtsc())).or_else(hv::reference_count);
+    if let (Some(hv), Some(reference)) = (hv, reference) {
+        REF_PAIR.call_once(|| (now_ns(), reference));
+        hv::synic::init_timer(hv);
+        TIMER.call_once(|| Timer::Synthetic);
+        return if hv.stimer_direct { "synthetic timer, direct" } else { "synthetic timer, messages" };
+    }
+    apic::init_timer(f, wait_ms);
+    TIMER.call_once(|| Timer::Apic);
+    if f.tsc_deadline { "local APIC, TSC deadline" } else { "local APIC, counting" }
+}
+
+/// Reference time (100 ns) at a system time: exact by the reference TSC page, else by the pair of
+/// readings, which a timer that fires early corrects (the next arming is relative to now).
+fn reference_time(deadline_ns: u64, now: u64) -> u64 {
+    let ahead = deadline_ns.saturating_sub(now).div_ceil(100);
+    let reference = match hv::reference_tsc() {
+        Some(page) => page.time_100ns(rdtsc()),
+        None => {
+            let (ns, reference) = REF_PAIR.get().copied().unwrap_or((0, 0));
+            reference + now.saturating_sub(ns) / 100
+        }
+    };
+    reference + ahead
+}
+
+/// TSC value at a system time.
+fn tsc_at(ns: u64) -> u64 {
+    let ticks = u128::from(ns) * u128::from(HZ.load(Ordering::Relaxed)) / u128::from(NS_PER_S);
+    SCALE.base.load(Ordering::Relaxed).wrapping_add(ticks as u64)
+}
+
+/// Arms or stops this processor's timer. A deadline it is armed for already costs nothing.
+pub fn set_timer(cpu: &Cpu, deadline_ns: Option<u64>) {
+    if cpu.armed.get() == deadline_ns {
+        return;
+    }
+    cpu.armed.set(deadline_ns);
+    let now = now_ns();
+    match TIMER.get() {
+        Some(Timer::Synthetic) => {
+            hv::synic::arm_timer(deadline_ns.map(|ns| reference_time(ns, now)));
+        }
+        Some(Timer::Apic) => {
+            apic::arm_timer(deadline_ns.map(|ns| (tsc_at(ns), ns.saturating_sub(now))));
+        }
+        None => {}
+    }
+}

@@ -1,0 +1,447 @@
+# Entry to and exit from ring 0.
+#
+# CpuRegs (translate/src/regs.rs) is the frame every path but the two fast ones builds, lowest
+# address first: r15 .. rdi, error code | vector << 32, then the processor's rip cs rflags rsp ss.
+# It is 21 words, so a stack that was 16-byte aligned before it is 8 off after it; each path makes
+# up for that before it calls Rust.
+#
+# r_* below are offsets of registers in CpuRegs, pc_* of fields in PerCpu.
+
+# ---------------------------------------------------------------------------------------------
+# SYSCALL: one copy of this page per vCPU, in front of the vCPU's PerCpu, so that RIP-relative
+# references reach that vCPU's data without GS, which belongs to the guest. stub_percpu is where
+# PerCpu lies relative to the copy.
+#
+# A page fault in here (a guest stack that is not there) pushes its frame on that same stack, so
+# it ends as #DF on its own stack, or, where only the upper part is missing, as #PF on the guest's
+# stack. Both are recognised by RIP in a stub and crash the domain, not the shim.
+
+
+.section .stub.text, "ax", @progbits
+.balign 64
+.global stub_syscall
+stub_syscall:
+    mov [rip + stub_percpu + {pc_user_rsp}], rsp
+    test rcx, rcx                           # RCX = return RIP: upper half = guest kernel
+    js stub_kernel
+
+    # A system call of guest user mode: Xen's frame on the guest kernel's stack, then ring 1.
+    cmp qword ptr [rip + stub_percpu + {pc_fast_syscall}], 0
+    je stub_user_slow
+    swapgs
+    mov rsp, [rip + stub_percpu + {pc_kernel_sp}]
+    push {user_ss}
+    push [rip + stub_percpu + {pc_user_rsp}]
+    push r11                                # RFLAGS; IF is set, as it always is in the guest
+    push {user_cs}                          # upper half: saved upcall mask, 0
+    push rcx                                # RIP
+    push r11
+    push rcx
+    mov rcx, [rip + stub_percpu + {pc_info}]
+    cmp byte ptr [rcx + {info_mask}], 0
+    jne 2f
+1:  mov byte ptr [rcx + {info_mask}], 1
+    mov r11, rsp
+    push {kernel_ss}
+    push r11
+    push {kernel_rflags}
+    push {kernel_cs}
+    push [rip + stub_percpu + {pc_fast_syscall}]
+    iretq
+2:  mov byte ptr [rsp + 28], 1              # user mode ran with events masked: say so in CS
+    and dword ptr [rsp + 32], ~0x200        # and in the image of IF
+    jmp 1b
+
+stub_kernel:
+    cmp eax, {nr_iret}
+    jne stub_hypercall
+
+    # HYPERVISOR_iret, RSP -> rax r11 rcx flags rip cs rflags rsp ss. The common case, a return to
+    # 64-bit user code with nothing pending, ends here; all else goes the long way.
+    cmp qword ptr [rsp + 40], {user_cs}
+    jne stub_hypercall
+    cmp qword ptr [rsp + 64], {user_ss}
+    jne stub_hypercall
+    mov rax, [rsp + 32]
+    shr rax, 47                             # SYSRET to a non-canonical RIP faults in ring 0
+    jne stub_iret_slow
+    mov eax, [rsp + 48]
+    and eax, {iret_rflags_mask}
+    cmp eax, 0x200                          # IF and none of TF NT IOPL RF VM
+    jne stub_iret_slow
+    mov rax, [rip + stub_percpu + {pc_info}]
+    mov byte ptr [rax + {info_mask}], 0
+    cmp byte ptr [rax + {info_pending}], 0
+    jne stub_iret_slow
+    mov rcx, [rsp + 32]
+    mov r11, [rsp + 48]
+    cmp rcx, [rsp + 16]
+    jne 3f
+    cmp r11, [rsp + 8]
+    jne 3f
+    mov rax, [rsp]
+    swapgs
+    mov rsp, [rsp + 56]
+    sysretq
+    # RCX and R11 are live: IRETQ, from the vCPU's own stack, where a fault of it can be handled.
+3:  mov rax, rsp
+    mov rsp, [rip + stub_percpu + {pc_stack_top}]
+    push {user_ss}
+    push [rax + 56]
+    push r11
+    push {user_cs}
+    push rcx
+    mov r11, [rax + 8]
+    mov rcx, [rax + 16]
+    mov rax, [rax]
+    swapgs
+.global stub_fast_iretq
+stub_fast_iretq:
+    iretq
+
+stub_iret_slow:
+    mov eax, {nr_iret}
+stub_hypercall:
+    mov rsp, [rip + stub_percpu + {pc_stack_top}]
+    push {kernel_ss}
+    push [rip + stub_percpu + {pc_user_rsp}]
+    push r11
+    push {kernel_cs}
+    push rcx
+    push -1                                 # CpuRegs::VECTOR_SYSCALL
+    push rdi
+    push rsi
+    push rdx
+    push rcx
+    push rax
+    push r8
+    push r9
+    push r10
+    push r11
+    sub rsp, 6 * 8 + 8                      # rbx rbp r12-r15 survive the call; and alignment
+    lea rdi, [rsp + 8]
+    lea rsi, [rip + stub_percpu]
+    call [rip + stub_percpu + {pc_hypercall}]
+    add rsp, 6 * 8 + 8
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rax
+    pop rcx
+    pop rdx
+    pop rsi
+    pop rdi
+    add rsp, 8
+.global stub_hypercall_iretq
+stub_hypercall_iretq:
+    iretq
+
+    # User mode makes a 64-bit system call and the guest has no plain handler for it.
+stub_user_slow:
+    mov rsp, [rip + stub_percpu + {pc_stack_top}]
+    push {user_ss}
+    push [rip + stub_percpu + {pc_user_rsp}]
+    push r11
+    push {user_cs}
+    push rcx
+    push -1
+    jmp stub_compat_common
+
+# SYSCALL from 32-bit user code (AMD): ECX = return EIP.
+.balign 16
+.global stub_syscall32
+stub_syscall32:
+    mov [rip + stub_percpu + {pc_user_rsp}], rsp
+    mov rsp, [rip + stub_percpu + {pc_stack_top}]
+    push {user_ss}
+    push [rip + stub_percpu + {pc_user_rsp}]
+    push r11
+    push {user_cs32_linux}
+    push rcx
+    push -2                                 # CpuRegs::VECTOR_SYSCALL32
+stub_compat_common:
+    push rdi
+    push rsi
+    push rdx
+    push rcx
+    push rax
+    push r8
+    push r9
+    push r10
+    push r11
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    push r15
+    mov rdi, rsp
+    lea rsi, [rip + stub_percpu]
+    sub rsp, 8
+    call [rip + stub_percpu + {pc_user_syscall}]
+    jmp [rip + stub_percpu + {pc_trap_exit}]
+
+# SYSENTER (Intel, 32-bit user code): no return address is recorded; RSP is the vCPU's stack.
+.balign 16
+.global stub_sysenter
+stub_sysenter:
+    push {user_ss}
+    push 0
+    pushfq
+    push {user_cs32_xen}
+    push 0
+    push -3                                 # CpuRegs::VECTOR_SYSENTER
+    jmp stub_compat_common
+
+# ---------------------------------------------------------------------------------------------
+# Exceptions and interrupts. The vCPU's PerCpu follows from RSP: its stacks lie in its area.
+
+.text
+.macro SAVE_REGS
+    push rdi
+    push rsi
+    push rdx
+    push rcx
+    push rax
+    push r8
+    push r9
+    push r10
+    push r11
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    push r15
+.endm
+
+.balign 64
+trap_common:
+    SAVE_REGS
+    mov rdi, rsp
+    test byte ptr [rsp + {r_cs}], 3
+    je trap_ring0
+    mov rsi, rsp
+    and rsi, -{percpu_stride}
+    add rsi, 4096
+trap_guest:
+    sub rsp, 8
+    call {trap_from_guest}
+.global trap_exit
+trap_exit:
+    add rsp, 8
+trap_restore:
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rax
+    pop rcx
+    pop rdx
+    pop rsi
+    pop rdi
+    add rsp, 8
+.global trap_iretq
+trap_iretq:
+    iretq
+
+# From ring 0: a fixed-up access, the idle HLT, the final IRETQ, a guest stack in a stub, or a bug.
+trap_ring0:
+    mov rbx, rsp
+    mov rsi, rsp
+    and rsi, -{percpu_stride}
+    add rsi, 4096
+    movabs rax, {percpu_base}
+    mov rcx, [rsp + {r_rip}]
+    sub rcx, rax
+    cmp rcx, {percpu_size}
+    jae 1f
+    mov rsi, [rsp + {r_rip}]
+    and rsi, -{percpu_stride}
+    add rsi, 4096
+    mov rsp, [rsi + {pc_emergency_top}]     # the stack in use may be the guest's
+1:  and rsp, -16
+    call {trap_from_ring0}
+    mov rsp, rbx
+    test rax, rax
+    je trap_restore
+    # The frame is to be replaced by the one at RAX (the guest's, whose IRETQ failed).
+    mov rsp, rax
+    mov rdi, rax
+    mov rsi, rax
+    and rsi, -{percpu_stride}
+    add rsi, 4096
+    sub rsp, 8
+    call {iret_failed}
+    jmp trap_exit
+
+# Vectors with a stack of their own (#DB, NMI, #DF, #MC). From the guest the frame moves to the
+# vCPU's ordinary stack, which is empty then, and all goes on as for other vectors. From ring 0 the
+# handler runs here and changes nothing but notes.
+.balign 64
+ist_common:
+    SAVE_REGS
+    test byte ptr [rsp + {r_cs}], 3
+    je ist_ring0
+    mov rdx, rsp
+    and rdx, -{percpu_stride}
+    add rdx, 4096
+    mov rdi, [rdx + {pc_stack_top}]
+    sub rdi, {regs_size}
+    mov rax, rdi
+    mov rsi, rsp
+    mov ecx, {regs_size} / 8
+    rep movsq
+    mov rsp, rax
+    mov rdi, rax
+    mov rsi, rdx
+    jmp trap_guest
+ist_ring0:
+    mov rdi, rsp
+    mov rsi, rsp
+    and rsi, -{percpu_stride}
+    add rsi, 4096
+    sub rsp, 8
+    call {ist_from_ring0}
+    add rsp, 8
+    jmp trap_restore
+
+# The 256 stubs, 16 bytes apart.
+.balign 16
+.global trap_stubs
+trap_stubs:
+.set vector, 0
+.rept 256
+    .balign 16
+    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    push 0
+    .endif
+    mov dword ptr [rsp + 4], vector
+    .if vector == 1 || vector == 2 || vector == 8 || vector == 18
+    jmp ist_common
+    .else
+    jmp trap_common
+    .endif
+    .set vector, vector + 1
+.endr
+
+# First entry to the guest: RDI = CpuRegs at the top of the vCPU's stack.
+.global enter_guest
+enter_guest:
+    mov rsp, rdi
+    jmp trap_restore
+
+# ---------------------------------------------------------------------------------------------
+# Guest memory access that may fault.
+
+.macro FIXUP from, to
+    .pushsection __ex_table, "a", @progbits
+    .quad \from, \to
+    .popsection
+.endm
+
+# guest_copy(rdi = to, rsi = from, rdx = bytes) -> rax = 0, or 1 after a fault.
+.balign 16
+.global guest_copy
+guest_copy:
+    mov ecx, edx
+    shr ecx, 3
+    je 2f
+    cmp ecx, 16
+    ja 5f
+1:  mov rax, [rsi]
+6:  mov [rdi], rax
+    add rsi, 8
+    add rdi, 8
+    dec ecx
+    jne 1b
+2:  and edx, 7
+    je 4f
+3:  mov al, [rsi]
+7:  mov [rdi], al
+    inc rsi
+    inc rdi
+    dec edx
+    jne 3b
+4:  xor eax, eax
+    ret
+5:  mov rcx, rdx
+9:  rep movsb
+    xor eax, eax
+    ret
+8:  mov eax, 1
+    ret
+    FIXUP 1b, 8b
+    FIXUP 6b, 8b
+    FIXUP 3b, 8b
+    FIXUP 7b, 8b
+    FIXUP 9b, 8b
+
+# load_gs_checked(edi = selector) -> rax = 0, or 1 where the load faulted (null is loaded then).
+.global load_gs_checked
+load_gs_checked:
+    xor eax, eax
+1:  mov gs, edi
+    ret
+2:  xor edi, edi
+    mov gs, edi
+    mov eax, 1
+    ret
+    FIXUP 1b, 2b
+
+# wrmsr_checked(edi = msr, rsi = value) -> rax = 0, or 1 where the processor refused it.
+.global wrmsr_checked
+wrmsr_checked:
+    mov ecx, edi
+    mov eax, esi
+    mov rdx, rsi
+    shr rdx, 32
+1:  wrmsr
+    xor eax, eax
+    ret
+2:  mov eax, 1
+    ret
+    FIXUP 1b, 2b
+
+# rdmsr_checked(edi = msr, rsi -> value) -> rax = 0, or 1.
+.global rdmsr_checked
+rdmsr_checked:
+    mov ecx, edi
+1:  rdmsr
+    shl rdx, 32
+    or rax, rdx
+    mov [rsi], rax
+    xor eax, eax
+    ret
+2:  mov eax, 1
+    ret
+    FIXUP 1b, 2b
+
+# xsetbv_checked(rdi = value) for XCR0 -> rax = 0, or 1.
+.global xsetbv_checked
+xsetbv_checked:
+    xor ecx, ecx
+    mov eax, edi
+    mov rdx, rdi
+    shr rdx, 32
+1:  xsetbv
+    xor eax, eax
+    ret
+2:  mov eax, 1
+    ret
+    FIXUP 1b, 2b
+
+# idle: interrupts on for exactly the HLT. The handler finds RIP behind it.
+.global idle_hlt
+idle_hlt:
+    sti
+    hlt
+    cli
+    ret

@@ -1,0 +1,249 @@
+//! Entry to ring 0 and return to the guest.
+//!
+//! Interrupts are on only while guest code runs and in the idle HLT, so nothing here nests but
+//! faults of guarded accesses, and exceptions that ignore IF (NMI, #MC, #DB), which have their own
+//! stacks and only take notes when they hit ring 0.
+
+mod irq;
+mod ring0;
+
+use core::arch::{asm, global_asm};
+use core::mem::{offset_of, size_of};
+
+use translate::outcome::Outcome;
+use translate::regs::{CpuRegs, selector};
+use translate::{Ctx, bounce, dispatch, emulate, sched};
+use xen_abi::shared_info::VcpuInfo;
+
+use crate::cpu::percpu::{self, PerCpu};
+use crate::cpu::idt;
+use crate::mm::layout::{MAX_VCPUS, PERCPU_BASE, PERCPU_STRIDE, SHIM_L4_SLOT};
+use crate::platform::Shim;
+
+/// RFLAGS a callback starts with: IF and the reserved bit.
+const KERNEL_RFLAGS: u64 = 0x202;
+/// RFLAGS bits the fast return to user mode looks at: TF IF NT IOPL RF VM VIF VIP.
+const IRET_RFLAGS_MASK: u32 = 0x001b_7300;
+/// CS of 32-bit user code of Linux, which SYSCALL from it reports.
+const USER_CS32_LINUX: u16 = 0x23;
+
+global_asm!(
+    include_str!("entry.S"),
+    pc_user_rsp = const offset_of!(PerCpu, user_rsp),
+    pc_stack_top = const offset_of!(PerCpu, stack_top),
+    pc_emergency_top = const offset_of!(PerCpu, emergency_top),
+    pc_hypercall = const offset_of!(PerCpu, hypercall_entry),
+    pc_user_syscall = const offset_of!(PerCpu, user_syscall_entry),
+    pc_trap_exit = const offset_of!(PerCpu, trap_exit),
+    pc_info = const percpu::offset::INFO,
+    pc_kernel_sp = const percpu::offset::KERNEL_SP,
+    pc_fast_syscall = const percpu::offset::FAST_SYSCALL,
+    info_pending = const offset_of!(VcpuInfo, evtchn_upcall_pending),
+    info_mask = const offset_of!(VcpuInfo, evtchn_upcall_mask),
+    user_ss = const selector::USER_SS,
+    user_cs = const selector::USER_CS64,
+    user_cs32_linux = const USER_CS32_LINUX,
+    user_cs32_xen = const selector::USER_CS32,
+    kernel_ss = const selector::KERNEL_SS,
+    kernel_cs = const selector::KERNEL_CS,
+    kernel_rflags = const KERNEL_RFLAGS,
+    iret_rflags_mask = const IRET_RFLAGS_MASK,
+    nr_iret = const xen_abi::hypercall::HypercallNr::iret.0,
+    r_cs = const offset_of!(CpuRegs, cs),
+    r_rip = const offset_of!(CpuRegs, rip),
+    regs_size = const size_of::<CpuRegs>(),
+    percpu_base = const PERCPU_BASE,
+    percpu_stride = const PERCPU_STRIDE,
+    percpu_size = const PERCPU_STRIDE * MAX_VCPUS as u64,
+    trap_from_guest = sym trap_from_guest,
+    trap_from_ring0 = sym ring0::trap_from_ring0,
+    ist_from_ring0 = sym ring0::ist_from_ring0,
+    iret_failed = sym iret_failed,
+);
+
+global_asm!(
+    include_str!("../boot/entry.S"),
+    boot_main = sym crate::boot::boot_main,
+    kind_pvh = const crate::boot::KIND_PVH,
+    kind_linux = const crate::boot::KIND_LINUX,
+    shim_l4_slot = const SHIM_L4_SLOT,
+    note_phys32_entry = const 18,
+    to_phys = const crate::mm::layout::SHIM_BASE - crate::mm::layout::LOAD_PADDR,
+);
+
+unsafe extern "C" {
+    static trap_exit: u8;
+    fn enter_guest(regs: *mut CpuRegs) -> !;
+    fn idle_hlt();
+}
+
+/// Fills in the entry pointers of a new vCPU area.
+///
+/// # Safety
+/// `pc` must be the mapped area of a vCPU that does not run yet.
+pub unsafe fn init_percpu(pc: *mut PerCpu) {
+    // SAFETY: the caller's promise; plain stores.
+    let pc = unsafe { &mut *pc };
+    pc.hypercall_entry = hypercall;
+    pc.user_syscall_entry = user_syscall;
+    pc.trap_exit = (&raw const trap_exit) as u64;
+}
+
+/// Starts the guest on this processor.
+///
+/// # Safety
+/// The processor must be set up ([`crate::cpu::init`]), `pc` its area, `regs` a guest context.
+pub unsafe fn start(pc: *mut PerCpu, regs: CpuRegs) -> ! {
+    // SAFETY: the caller's promise: the area is this processor's.
+    let top = unsafe { (*pc).stack_top };
+    let frame = (top - size_of::<CpuRegs>() as u64) as *mut CpuRegs;
+    // SAFETY: the top of the vCPU's stack, which is mapped and unused.
+    unsafe { frame.write(regs) };
+    // SAFETY: a complete frame on the vCPU's stack.
+    unsafe { enter_guest(frame) }
+}
+
+/// Runs `f` with what a translation handler needs.
+#[inline(always)]
+fn with_ctx<R>(pc: &mut PerCpu, f: impl FnOnce(&mut Ctx<'_, Shim<'_>>) -> R) -> R {
+    let plat = Shim { cpu: &pc.cpu };
+    let mut cx = Ctx { dom: crate::guest::domain(), vcpu: &mut pc.vcpu, plat: &plat };
+    f(&mut cx)
+}
+
+/// A hypercall, from the stub.
+unsafe extern "C" fn hypercall(regs: *mut CpuRegs, pc: *mut PerCpu) {
+    // SAFETY: the stub passes the frame it just built, which nothing else refers to.
+    let regs = unsafe { &mut *regs };
+    let outcome = {
+        // SAFETY: the processor's own area; no other reference to it is live on entry from the guest.
+        let pc = unsafe { &mut *pc };
+        with_ctx(pc, |cx| dispatch::hypercall(cx, regs))
+    };
+    match outcome {
+        Outcome::Return(value) => regs.rax = value as u64,
+        Outcome::Continue => {
+            regs.rip -= 2;
+        }
+        Outcome::Replaced => {}
+        Outcome::Block => {
+            // SAFETY: as above; `block` makes its references one at a time.
+            regs.rax = unsafe { block(pc) } as u64;
+        }
+    }
+    // SAFETY: as above.
+    exit_to_guest(unsafe { &mut *pc }, regs);
+}
+
+/// Waits until the vCPU's wait is over; returns the hypercall's result.
+///
+/// # Safety
+/// `pc` must be the processor's area with no live reference to it.
+unsafe fn block(pc: *mut PerCpu) -> i64 {
+    loop {
+        {
+            // SAFETY: interrupts are off, so no handler has a reference.
+            let pc = unsafe { &mut *pc };
+            if let Some(value) = with_ctx(pc, |cx| sched::wake_check(cx)) {
+                return value;
+            }
+        }
+        // SAFETY: the interrupt handler may use the area now: no reference is held across this.
+        unsafe { idle_hlt() };
+    }
+}
+
+/// The last thing before a return to the guest: notes of ring 0 become the guest's, then events.
+#[inline(always)]
+fn exit_to_guest(pc: &mut PerCpu, regs: &mut CpuRegs) {
+    if pc.cpu.nmi_seen.get() {
+        pc.cpu.nmi_seen.set(false);
+        with_ctx(pc, |cx| bounce::raise_nmi(cx));
+    }
+    with_ctx(pc, |cx| bounce::exit_to_guest(cx, regs));
+}
+
+/// A system call of user mode that the fast path leaves alone.
+unsafe extern "C" fn user_syscall(regs: *mut CpuRegs, pc: *mut PerCpu) {
+    // SAFETY: as in `hypercall`.
+    let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
+    with_ctx(pc, |cx| match regs.error_code {
+        CpuRegs::SYSCALL32 => bounce::syscall32(cx, regs),
+        CpuRegs::SYSENTER => bounce::sysenter(cx, regs),
+        _ => bounce::syscall(cx, regs),
+    });
+    exit_to_guest(pc, regs);
+}
+
+/// The final IRETQ did not take the guest's frame.
+unsafe extern "C" fn iret_failed(regs: *mut CpuRegs, pc: *mut PerCpu) {
+    // SAFETY: `regs` was rebuilt at the top of this vCPU's stack; nothing else is live.
+    let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
+    with_ctx(pc, |cx| {
+        let selectors = crate::platform::data_selectors();
+        bounce::failsafe(cx, regs, selectors);
+    });
+    exit_to_guest(pc, regs);
+}
+
+/// An exception or interrupt while the guest ran.
+unsafe extern "C" fn trap_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) {
+    // SAFETY: the stub built the frame on this vCPU's stack; nothing else is live.
+    let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
+    let vector = regs.vector;
+    if vector == 14 {
+        let cr2 = crate::cpu::read_cr2();
+        let error = regs.error_code;
+        with_ctx(pc, |cx| bounce::page_fault(cx, regs, cr2, error));
+    } else if vector >= idt::vector::FIRST_IRQ {
+        irq::handle(vector as u8, pc);
+    } else {
+        exception(regs, pc);
+    }
+    exit_to_guest(pc, regs);
+}
+
+/// Exceptions other than page faults.
+fn exception(regs: &mut CpuRegs, pc: &mut PerCpu) {
+    let vector = regs.vector as u8;
+    let error = match vector {
+        8 | 10..=14 | 17 | 21 | 29 | 30 => Some(regs.error_code),
+        _ => None,
+    };
+    match vector {
+        1 => {
+            let dr6 = take_dr6() | pc.cpu.debug_seen.take();
+            with_ctx(pc, |cx| bounce::debug(cx, regs, dr6));
+            return;
+        }
+        2 => {
+            pc.cpu.nmi_seen.set(true);
+            return;
+        }
+        18 => {
+            crate::log!(Error, "machine check while the guest ran, at {:#x}", regs.rip);
+        }
+        _ => {}
+    }
+    with_ctx(pc, |cx| {
+        let emulated = match vector {
+            6 => emulate::invalid_opcode(cx, regs),
+            13 => emulate::general_protection(cx, regs, regs.error_code),
+            _ => emulate::Emulation::Bounce { vector, error_code: error },
+        };
+        if let emulate::Emulation::Bounce { vector, error_code } = emulated {
+            bounce::exception(cx, regs, vector, error_code);
+        }
+    });
+}
+
+/// Reads DR6 and resets it.
+fn take_dr6() -> u64 {
+    let value: u64;
+    // SAFETY: DR6 only reports.
+    unsafe {
+        asm!("mov {0}, dr6", "mov dr6, {1}", out(reg) value, in(reg) 0xffff_0ff0_u64,
+            options(nomem, nostack, preserves_flags));
+    }
+    value
+}

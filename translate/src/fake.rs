@@ -284,7 +284,7 @@ impl GuestMemory for FakePlatform {
     fn view<T: SharedView>(&self, at: MachineAddr) -> Option<&'static T> {
         let words = self.frame(at.mfn())?;
         let offset = at.offset() as usize;
-        if offset % align_of::<T>() != 0 || offset.checked_add(size_of::<T>())? > 4096 {
+        if !offset.is_multiple_of(align_of::<T>()) || offset.checked_add(size_of::<T>())? > 4096 {
             return None;
         }
         let first = words.as_ptr().cast::<u8>().wrapping_add(offset).cast::<T>();
@@ -503,6 +503,12 @@ pub struct Machine {
     pub vcpus: Vec<Vcpu>,
     /// The platform.
     pub plat: FakePlatform,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Machine {

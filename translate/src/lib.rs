@@ -14,7 +14,9 @@ extern crate std;
 
 pub mod bounce;
 pub mod builder;
+pub mod callback;
 pub mod console;
+pub mod cpu;
 pub mod debugreg;
 pub mod descriptor;
 pub mod dispatch;
@@ -29,6 +31,7 @@ pub mod multicall;
 pub mod outcome;
 pub mod physdev;
 pub mod platform;
+pub mod privileged;
 pub mod regs;
 pub mod sched;
 pub mod time;

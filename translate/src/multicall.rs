@@ -1,1 +1,123 @@
-//! multicall.
+//! multicall: a list of hypercalls in one.
+
+use core::mem::offset_of;
+use core::sync::atomic::Ordering::SeqCst;
+
+use xen_abi::hypercall::{HypercallNr, MulticallEntry};
+use xen_abi::vcpu::Runstate;
+use xen_abi::{Errno, GuestVa};
+
+use crate::Ctx;
+use crate::dispatch;
+use crate::outcome::{HcResult, Outcome, efault, ret};
+use crate::platform::Platform;
+use crate::regs::CpuRegs;
+use crate::sched::Wait;
+use crate::time;
+
+/// Calls made in one go; the rest is a continuation.
+const BATCH: u32 = 64;
+/// Bytes of an entry.
+const ENTRY: u64 = size_of::<MulticallEntry>() as u64;
+
+/// `multicall(list, count)`. Each entry gets its own result; the first that cannot be read or
+/// written ends the call. A call that continues is written back as its continuation and the
+/// multicall continues there; a multicall inside is `EINVAL`.
+///
+/// # Errors
+/// `EFAULT`.
+#[inline(never)]
+pub fn multicall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
+    let mut list = regs.rdi;
+    let mut left = regs.rsi as u32;
+    let saved = Arguments::of(regs);
+    let mut budget = BATCH;
+    let outcome = loop {
+        if left == 0 {
+            break ret(0);
+        }
+        if budget == 0 {
+            break Ok(Outcome::Continue);
+        }
+        budget -= 1;
+        let mut entry: MulticallEntry = match cx.plat.read_guest(GuestVa(list)) {
+            Ok(entry) => entry,
+            Err(fault) => break Err(efault(fault)),
+        };
+        let result = match one(cx, regs, &mut entry) {
+            Outcome::Return(value) => value,
+            Outcome::Continue => {
+                // The entry becomes its own continuation.
+                let written = cx.plat.write_guest(GuestVa(list), &entry);
+                break written.map_or_else(|fault| Err(efault(fault)), |()| Ok(Outcome::Continue));
+            }
+            // iret: the registers are no longer this call's.
+            Outcome::Replaced => return Ok(Outcome::Replaced),
+            Outcome::Block if left == 1 => break Ok(Outcome::Block),
+            // A block may end early for any reason; here it does at once.
+            Outcome::Block => {
+                cancel_wait(cx);
+                0
+            }
+        };
+        let at = GuestVa(list).add(offset_of!(MulticallEntry, result) as u64);
+        if let Err(fault) = cx.plat.write_guest(at, &result.cast_unsigned()) {
+            break Err(efault(fault));
+        }
+        list = list.wrapping_add(ENTRY);
+        left -= 1;
+    };
+    saved.restore(regs);
+    (regs.rdi, regs.rsi) = (list, left.into());
+    outcome
+}
+
+/// Ends the wait that a call began.
+#[cold]
+fn cancel_wait<P: Platform>(cx: &mut Ctx<'_, P>) {
+    cx.vcpu.wait = Wait::No;
+    cx.dom.sched.end_poll(cx.vcpu.id);
+    cx.vcpu.time.stop_poll_timer();
+    if let Some(shared) = cx.dom.vcpus.get(cx.vcpu.id as usize) {
+        shared.blocked.store(false, SeqCst);
+    }
+    time::set_runstate(cx, Runstate::RUNNING);
+}
+
+/// Makes the call of an entry; its continued arguments are put back into it.
+#[inline]
+fn one<P: Platform>(
+    cx: &mut Ctx<'_, P>,
+    regs: &mut CpuRegs,
+    entry: &mut MulticallEntry,
+) -> Outcome {
+    if entry.op == u64::from(HypercallNr::multicall.0) {
+        return Outcome::Return(Errno::EINVAL.to_ret());
+    }
+    Arguments { rax: entry.op, args: entry.args }.restore(regs);
+    let outcome = dispatch::hypercall(cx, regs);
+    if outcome == Outcome::Continue {
+        let Arguments { rax, args } = Arguments::of(regs);
+        (entry.op, entry.args) = (rax, args);
+    }
+    outcome
+}
+
+/// The registers a hypercall is in.
+struct Arguments {
+    rax: u64,
+    args: [u64; 6],
+}
+
+impl Arguments {
+    #[inline]
+    const fn of(regs: &CpuRegs) -> Self {
+        Self { rax: regs.rax, args: [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] }
+    }
+
+    #[inline]
+    const fn restore(&self, regs: &mut CpuRegs) {
+        regs.rax = self.rax;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = self.args;
+    }
+}

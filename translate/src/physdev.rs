@@ -138,6 +138,14 @@ fn read<P: Platform, T: FromBytes + IntoBytes>(cx: &Ctx<'_, P>, at: GuestVa) -> 
     cx.plat.read_guest(at).map_err(efault)
 }
 
+/// The argument can be read; what it says makes no difference.
+fn readable<P: Platform, T: FromBytes + IntoBytes>(
+    cx: &Ctx<'_, P>,
+    at: GuestVa,
+) -> Result<(), Errno> {
+    read::<P, T>(cx, at).map(|_| ())
+}
+
 /// Linux calls this at every return to a process with port access: cheap for one without.
 fn set_iobitmap<P: Platform>(cx: &mut Ctx<'_, P>, at: GuestVa) -> HcResult {
     let op: PhysdevSetIobitmap = read(cx, at)?;
@@ -172,10 +180,10 @@ fn privileged<P: Platform>(cx: &Ctx<'_, P>, op: PhysdevOp, at: GuestVa) -> HcRes
             let op: PhysdevUnmapPirq = read(cx, at)?;
             domain_by_any_id(op.domid)?;
         }
-        PhysdevOp::APIC_READ | PhysdevOp::APIC_WRITE => drop(read::<_, PhysdevApic>(cx, at)?),
-        PhysdevOp::ALLOC_IRQ_VECTOR => drop(read::<_, PhysdevIrq>(cx, at)?),
+        PhysdevOp::APIC_READ | PhysdevOp::APIC_WRITE => readable::<_, PhysdevApic>(cx, at)?,
+        PhysdevOp::ALLOC_IRQ_VECTOR => readable::<_, PhysdevIrq>(cx, at)?,
         PhysdevOp::MANAGE_PCI_ADD | PhysdevOp::MANAGE_PCI_REMOVE => {
-            drop(read::<_, PhysdevManagePci>(cx, at)?);
+            readable::<_, PhysdevManagePci>(cx, at)?;
         }
         PhysdevOp::MANAGE_PCI_ADD_EXT => {
             let op: PhysdevManagePciExt = read(cx, at)?;
@@ -184,21 +192,21 @@ fn privileged<P: Platform>(cx: &Ctx<'_, P>, op: PhysdevOp, at: GuestVa) -> HcRes
             }
         }
         PhysdevOp::PREPARE_MSIX | PhysdevOp::RELEASE_MSIX | PhysdevOp::PCI_DEVICE_REMOVE => {
-            drop(read::<_, PhysdevPciDevice>(cx, at)?);
+            readable::<_, PhysdevPciDevice>(cx, at)?;
         }
         PhysdevOp::PCI_DEVICE_ADD => {
             let op: PhysdevPciDeviceAdd = read(cx, at)?;
             if op.flags & XEN_PCI_DEV_PXM != 0 {
                 let array = at.add(size_of::<PhysdevPciDeviceAdd>() as u64);
-                drop(read::<_, u32>(cx, array)?);
+                readable::<_, u32>(cx, array)?;
             }
         }
         PhysdevOp::RESTORE_MSI => {
-            drop(read::<_, PhysdevManagePci>(cx, at)?);
+            readable::<_, PhysdevManagePci>(cx, at)?;
             return Err(Errno::ENODEV);
         }
         PhysdevOp::RESTORE_MSI_EXT => {
-            drop(read::<_, PhysdevPciDevice>(cx, at)?);
+            readable::<_, PhysdevPciDevice>(cx, at)?;
             return Err(Errno::ENODEV);
         }
         PhysdevOp::SETUP_GSI => {

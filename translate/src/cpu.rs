@@ -1,0 +1,83 @@
+//! Small processor hypercalls: stack_switch, set_segment_base, fpu_taskswitch, vm_assist.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use xen_abi::Errno;
+use xen_abi::arch::{SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL};
+use xen_abi::hypercall::{
+    VMASST_CMD_DISABLE, VMASST_CMD_ENABLE, VMASST_TYPE_4GB_SEGMENTS,
+    VMASST_TYPE_4GB_SEGMENTS_NOTIFY, VMASST_TYPE_ARCHITECTURAL_IOPL, VMASST_TYPE_M2P_STRICT,
+    VMASST_TYPE_PAE_EXTENDED_CR3, VMASST_TYPE_RUNSTATE_UPDATE_FLAG,
+    VMASST_TYPE_WRITABLE_PAGETABLES,
+};
+
+use crate::Ctx;
+use crate::outcome::{HcResult, ret};
+use crate::platform::{Platform, SegmentBase};
+
+/// Assists a 64-bit PV guest may switch on (`PV64_VM_ASSIST_MASK`).
+const VM_ASSISTS: u64 = 1 << VMASST_TYPE_4GB_SEGMENTS
+    | 1 << VMASST_TYPE_4GB_SEGMENTS_NOTIFY
+    | 1 << VMASST_TYPE_WRITABLE_PAGETABLES
+    | 1 << VMASST_TYPE_PAE_EXTENDED_CR3
+    | 1 << VMASST_TYPE_ARCHITECTURAL_IOPL
+    | 1 << VMASST_TYPE_RUNSTATE_UPDATE_FLAG
+    | 1 << VMASST_TYPE_M2P_STRICT;
+
+/// `stack_switch`. The stack selector is always the guest kernel's own.
+///
+/// # Errors
+/// None.
+#[inline]
+pub fn stack_switch<P: Platform>(cx: &mut Ctx<'_, P>, _ss: u64, sp: u64) -> HcResult {
+    cx.vcpu.entry.kernel_sp = sp;
+    ret(0)
+}
+
+/// `set_segment_base`.
+///
+/// # Errors
+/// `EINVAL`: no such base, or an address that is not canonical. A bad selector is none: null is
+/// loaded instead, as on Xen.
+#[inline]
+pub fn set_segment_base<P: Platform>(cx: &mut Ctx<'_, P>, which: u64, base: u64) -> HcResult {
+    let which = match which as u32 {
+        SEGBASE_FS => SegmentBase::Fs,
+        SEGBASE_GS_USER => SegmentBase::GsUser,
+        SEGBASE_GS_KERNEL => SegmentBase::GsKernel,
+        SEGBASE_GS_USER_SEL => {
+            let selector = base as u16;
+            cx.plat.load_user_gs(if selector > 3 { selector | 3 } else { selector });
+            return ret(0);
+        }
+        _ => return Err(Errno::EINVAL),
+    };
+    if cx.plat.set_segment_base(which, base) { ret(0) } else { Err(Errno::EINVAL) }
+}
+
+/// `fpu_taskswitch`: sets or clears CR0.TS.
+///
+/// # Errors
+/// None.
+pub fn fpu_taskswitch<P: Platform>(cx: &mut Ctx<'_, P>, set: u64) -> HcResult {
+    cx.plat.set_ts(set as u32 != 0);
+    ret(0)
+}
+
+/// `vm_assist`. The assists for page tables and segments are remembered and mean nothing more:
+/// page tables are writable anyway.
+///
+/// # Errors
+/// `EINVAL`: no such assist; `ENOSYS`: no such command.
+pub fn vm_assist<P: Platform>(cx: &mut Ctx<'_, P>, cmd: u64, assist: u64) -> HcResult {
+    let bit = 1u64.checked_shl(assist as u32).unwrap_or(0) & VM_ASSISTS;
+    if bit == 0 {
+        return Err(Errno::EINVAL);
+    }
+    match cmd as u32 {
+        VMASST_CMD_ENABLE => cx.dom.vm_assist.fetch_or(bit, Relaxed),
+        VMASST_CMD_DISABLE => cx.dom.vm_assist.fetch_and(!bit, Relaxed),
+        _ => return Err(Errno::ENOSYS),
+    };
+    ret(0)
+}

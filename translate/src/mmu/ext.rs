@@ -1,0 +1,115 @@
+//! mmuext_op.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use xen_abi::mm::{MmuextCmd, MmuextOp};
+use xen_abi::{Errno, GuestVa, Mfn};
+
+use super::{Batch, Owner, flush_set, page_owner, vcpu_set};
+use crate::Ctx;
+use crate::debugreg::address_ok;
+use crate::descriptor;
+use crate::outcome::{HcResult, efault};
+use crate::platform::{PageWords, Platform, VcpuSet};
+use crate::regs::CpuRegs;
+
+/// Operations taken in one go; the rest is a continuation.
+const BATCH: u32 = 64;
+
+/// `mmuext_op(operations, count, done_out, foreigndom)`.
+///
+/// # Errors
+/// Xen's; operations before the bad one are done, and counted in `*done_out`.
+#[inline]
+pub fn mmuext_op<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
+    match page_owner(regs.r10 as u16)? {
+        Owner::Own => {}
+        Owner::Io | Owner::Foreign => return Err(Errno::EPERM),
+    }
+    let mut batch = Batch::begin(cx, regs, regs.rsi as u32, BATCH);
+    let mut result = Ok(());
+    while result.is_ok() && batch.more() {
+        result = match cx.plat.read_guest::<MmuextOp>(GuestVa(regs.rdi)) {
+            Ok(op) => operate(cx, &op),
+            Err(fault) => Err(efault(fault)),
+        };
+        if result.is_ok() {
+            batch.done_one(regs, size_of::<MmuextOp>());
+        }
+    }
+    batch.end(cx, regs, result)
+}
+
+/// `EINVAL` unless a call about a frame succeeded.
+#[inline]
+const fn good(done: bool) -> Result<(), Errno> {
+    if done { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// Carries out one operation.
+#[inline]
+fn operate<P: Platform>(cx: &mut Ctx<'_, P>, op: &MmuextOp) -> Result<(), Errno> {
+    let mfn = Mfn(op.arg1);
+    let va = GuestVa(op.arg1);
+    match op.cmd {
+        MmuextCmd::NEW_BASEPTR => {
+            good(cx.plat.load_cr3(mfn))?;
+            cx.vcpu.mmu.l4 = mfn.0;
+        }
+        MmuextCmd::NEW_USER_BASEPTR => {
+            good(mfn.0 == 0 || cx.plat.may_map(mfn))?;
+            cx.vcpu.mmu.user_l4 = mfn.0;
+        }
+        // Nothing is validated, so nothing is pinned; but an L4 may be loaded from now on.
+        MmuextCmd::PIN_L4_TABLE => good(cx.plat.install_hole(mfn))?,
+        MmuextCmd::PIN_L1_TABLE
+        | MmuextCmd::PIN_L2_TABLE
+        | MmuextCmd::PIN_L3_TABLE
+        | MmuextCmd::UNPIN_TABLE => good(cx.plat.may_map(mfn))?,
+        MmuextCmd::TLB_FLUSH_LOCAL => cx.plat.flush_tlb_local(),
+        MmuextCmd::INVLPG_LOCAL => cx.plat.invlpg_local(va),
+        MmuextCmd::TLB_FLUSH_MULTI => flush_set(cx, named(cx, op)?, None),
+        MmuextCmd::INVLPG_MULTI => {
+            let set = named(cx, op)?;
+            if address_ok(va.0) {
+                flush_set(cx, set, Some(va));
+            }
+        }
+        MmuextCmd::TLB_FLUSH_ALL => cx.plat.flush_tlb(VcpuSet::All, None),
+        MmuextCmd::INVLPG_ALL => {
+            if address_ok(va.0) {
+                cx.plat.flush_tlb(VcpuSet::All, Some(va));
+            }
+        }
+        // A domain without devices of its own may not.
+        MmuextCmd::FLUSH_CACHE => return Err(Errno::EACCES),
+        MmuextCmd::FLUSH_CACHE_GLOBAL => return Err(Errno::EINVAL),
+        MmuextCmd::SET_LDT => descriptor::set_ldt(cx, op.arg1, op.arg2 as u32)?,
+        MmuextCmd::CLEAR_PAGE => {
+            for word in writable(cx, mfn)? {
+                word.store(0, Relaxed);
+            }
+        }
+        MmuextCmd::COPY_PAGE => {
+            let from = cx.plat.frame(Mfn(op.arg2)).ok_or(Errno::EINVAL)?;
+            for (to, from) in writable(cx, mfn)?.iter().zip(from) {
+                to.store(from.load(Relaxed), Relaxed);
+            }
+        }
+        MmuextCmd::MARK_SUPER | MmuextCmd::UNMARK_SUPER => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::ENOSYS),
+    }
+    Ok(())
+}
+
+/// The vCPUs a flush names; Xen has one error for all that is wrong with the bitmap.
+fn named<P: Platform>(cx: &Ctx<'_, P>, op: &MmuextOp) -> Result<u64, Errno> {
+    vcpu_set(cx, op.arg2).map_err(|_| Errno::EINVAL)
+}
+
+/// A page that may be overwritten as a whole: the guest's, and no L4 in which the hypervisor's
+/// slots would get lost.
+fn writable<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> Result<&'static PageWords, Errno> {
+    let words = cx.plat.frame(mfn).ok_or(Errno::EINVAL)?;
+    if cx.vcpu.mmu.has_hole(cx.plat, words) { Err(Errno::EINVAL) } else { Ok(words) }
+}

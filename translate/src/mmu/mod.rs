@@ -1,0 +1,397 @@
+//! Page tables: mmu_update, update_va_mapping, mmuext_op.
+//!
+//! The guest's page tables are the ones the processor walks, and they stay writable for the
+//! guest: nothing is validated, pinned or counted. An update is a store of an entry, checked for
+//! the two things that could take ring 0 down with the guest: that a present entry points at a
+//! frame the guest may map, and that the hypervisor's slots of an L4 stay as they are. Both need
+//! no bookkeeping: an L4 is known by what the hypervisor put into its slot 256, as it did into
+//! that of the L4 in use; no entry of the guest's equals it, because it points at a frame the
+//! guest may not map.
+
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+
+use xen_abi::mm::{
+    DomId, FIRST_XEN_SLOT, HYPERVISOR_VIRT_START, LAST_XEN_SLOT, MMU_MACHPHYS_UPDATE,
+    MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_NO_TRANSLATE, MMU_PT_UPDATE_PRESERVE_AD,
+    MMU_UPDATE_PREEMPTED, MmuUpdate, UVMF_ALL, UVMF_FLUSHTYPE_MASK, UVMF_INVLPG, UVMF_TLB_FLUSH,
+    pte,
+};
+use xen_abi::{Errno, GuestVa, MachineAddr, Mfn, Pfn};
+use zerocopy::IntoBytes;
+
+use crate::Ctx;
+use crate::debugreg::address_ok;
+use crate::evtchn::{GUEST_DOMID, Named, domain_by_any_id};
+use crate::outcome::{HcResult, Outcome, efault, ret};
+use crate::platform::{GuestMemory, PageWords, Platform, VcpuSet};
+use crate::regs::CpuRegs;
+
+mod ext;
+#[cfg(test)]
+mod tests;
+
+pub use ext::mmuext_op;
+
+/// Requests taken in one go; the rest is a continuation.
+const BATCH: u32 = 512;
+
+/// The vCPU's page-table roots.
+#[derive(Debug, Default)]
+pub struct VcpuMmu {
+    /// The L4 in use; kernel and user share it.
+    pub l4: u64,
+    /// The L4 the guest means for user mode (`MMUEXT_NEW_USER_BASEPTR`), 0 = none.
+    pub user_l4: u64,
+}
+
+impl VcpuMmu {
+    /// Whether `index` is one of the hypervisor's slots and `words` an L4 that has them.
+    #[inline]
+    pub(crate) fn is_hole_slot<M: GuestMemory>(
+        &self,
+        plat: &M,
+        words: &PageWords,
+        index: usize,
+    ) -> bool {
+        (FIRST_XEN_SLOT..=LAST_XEN_SLOT).contains(&index) && self.has_hole(plat, words)
+    }
+
+    /// Whether a page is an L4 with the hypervisor's slots in it.
+    #[cold]
+    pub(crate) fn has_hole<M: GuestMemory>(&self, plat: &M, words: &PageWords) -> bool {
+        let first = |words: &PageWords| words[FIRST_XEN_SLOT].load(Relaxed) & !pte::A;
+        plat.frame(Mfn(self.l4)).is_some_and(|l4| first(l4) == first(words))
+    }
+}
+
+/// The frame an entry points at.
+#[inline]
+const fn frame_of(entry: u64) -> Mfn {
+    Mfn((entry & pte::ADDR) >> 12)
+}
+
+/// Whether an entry may stand in a page table of the guest.
+#[inline]
+fn check_entry<M: GuestMemory>(plat: &M, entry: u64) -> Result<(), Errno> {
+    if entry & pte::P == 0 {
+        return Ok(());
+    }
+    let mfn = frame_of(entry);
+    if !plat.may_map(mfn) {
+        return Err(unmappable(plat, mfn));
+    }
+    if entry & pte::PS != 0 { check_large(plat, mfn) } else { Ok(()) }
+}
+
+/// Xen's error for a frame that is not the guest's: MMIO and holes, or someone else's RAM.
+#[cold]
+fn unmappable<M: GuestMemory>(plat: &M, mfn: Mfn) -> Errno {
+    if mfn >= plat.max_mfn() { Errno::EPERM } else { Errno::EBUSY }
+}
+
+/// Bit 7 is PAT in an L1 and page size above it, and a store does not know the table's level. An
+/// entry that could be a large page is taken if all of it is the guest's.
+#[cold]
+fn check_large<M: GuestMemory>(plat: &M, mfn: Mfn) -> Result<(), Errno> {
+    // Bit 12 is PAT in a large page; the other bits below its size must be zero.
+    let first = mfn.0 & !1;
+    if !first.is_multiple_of(512) {
+        return Ok(());
+    }
+    if first.is_multiple_of(512 * 512) || !(first..first + 512).all(|mfn| plat.may_map(Mfn(mfn))) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(())
+}
+
+/// Whose pages an update may map.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// The guest's.
+    Own,
+    /// Only I/O memory: a guest has none, so nothing.
+    Io,
+    /// Those of a domain that is none of the guest's business.
+    Foreign,
+}
+
+/// `get_pg_owner`: whom a `foreigndom` argument names. The caller must use `DOMID_SELF` for
+/// itself.
+fn page_owner(domid: u16) -> Result<Owner, Errno> {
+    match DomId(domid) {
+        DomId::SELF => Ok(Owner::Own),
+        DomId::IO => Ok(Owner::Io),
+        DomId::XEN => Ok(Owner::Foreign),
+        GUEST_DOMID => Err(Errno::ESRCH),
+        other => domain_by_any_id(other).map(|_| Owner::Foreign),
+    }
+}
+
+/// Both halves of mmu_update's `foreigndom`.
+#[inline]
+fn owners(foreigndom: u32) -> Result<Owner, Errno> {
+    if foreigndom == DomId::SELF.0.into() {
+        return Ok(Owner::Own);
+    }
+    slow_owners(foreigndom)
+}
+
+#[cold]
+fn slow_owners(foreigndom: u32) -> Result<Owner, Errno> {
+    let tables = foreigndom >> 16;
+    let tables_foreign = match tables.checked_sub(1) {
+        None => false,
+        // Not DOMID_SELF here: the id is looked up as it is.
+        Some(id) if id == u32::from(DomId::SELF.0) => return Err(Errno::ESRCH),
+        Some(id) => {
+            let id = u16::try_from(id).map_err(|_| Errno::ESRCH)?;
+            domain_by_any_id(DomId(id))? == Named::Backend
+        }
+    };
+    let pages = page_owner(foreigndom as u16)?;
+    Ok(if tables_foreign { Owner::Foreign } else { pages })
+}
+
+/// Carries out one request.
+#[inline]
+fn update<M: GuestMemory>(
+    plat: &M,
+    mmu: &VcpuMmu,
+    request: MmuUpdate,
+    owner: Owner,
+) -> Result<(), Errno> {
+    let command = request.ptr & 7;
+    let at = MachineAddr(request.ptr - command);
+    if owner != Owner::Own {
+        return update_foreign(plat, mmu, request, owner);
+    }
+    match command {
+        MMU_NORMAL_PT_UPDATE | MMU_PT_UPDATE_PRESERVE_AD | MMU_PT_UPDATE_NO_TRANSLATE => {
+            let words = plat.frame(at.mfn()).ok_or(Errno::EINVAL)?;
+            let index = (at.offset() / 8) as usize & 511;
+            if mmu.is_hole_slot(plat, words, index) {
+                return Err(Errno::EINVAL);
+            }
+            check_entry(plat, request.val)?;
+            let entry = &words[index];
+            if command == MMU_PT_UPDATE_PRESERVE_AD {
+                store_preserving_ad(entry, request.val);
+            } else {
+                entry.store(request.val, Relaxed);
+            }
+            Ok(())
+        }
+        MMU_MACHPHYS_UPDATE => {
+            let known = plat.set_m2p(at.mfn(), Pfn(request.val));
+            if known { Ok(()) } else { Err(Errno::EINVAL) }
+        }
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// Stores an entry and keeps the accessed and dirty bits the old one has, against processors that
+/// set them meanwhile.
+#[inline]
+fn store_preserving_ad(entry: &AtomicU64, value: u64) {
+    let mut old = entry.load(Relaxed);
+    while let Err(now) =
+        entry.compare_exchange_weak(old, value | old & (pte::A | pte::D), Relaxed, Relaxed)
+    {
+        old = now;
+    }
+}
+
+/// A request that names another owner: `DOMID_IO` may still remove mappings.
+#[cold]
+fn update_foreign<M: GuestMemory>(
+    plat: &M,
+    mmu: &VcpuMmu,
+    request: MmuUpdate,
+    owner: Owner,
+) -> Result<(), Errno> {
+    match request.ptr & 7 {
+        4.. => Err(Errno::ENOSYS),
+        MMU_MACHPHYS_UPDATE if owner == Owner::Io => Err(Errno::EINVAL),
+        _ if owner == Owner::Io && request.val & pte::P == 0 => {
+            update(plat, mmu, request, Owner::Own)
+        }
+        _ => Err(Errno::EPERM),
+    }
+}
+
+/// `mmu_update(requests, count, done_out, foreigndom)`.
+///
+/// # Errors
+/// Xen's; requests before the bad one are done, and counted in `*done_out`.
+#[inline]
+pub fn mmu_update<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
+    let count = regs.rsi as u32;
+    let mut batch = Batch::begin(cx, regs, count, BATCH);
+    let mut result = Ok(());
+    match owners(regs.r10 as u32) {
+        Err(error) => result = Err(error),
+        Ok(owner) => {
+            while result.is_ok() && batch.more() {
+                result = match cx.plat.read_guest::<MmuUpdate>(GuestVa(regs.rdi)) {
+                    Ok(request) => update(cx.plat, &cx.vcpu.mmu, request, owner),
+                    Err(fault) => Err(efault(fault)),
+                };
+                if result.is_ok() {
+                    batch.done_one(regs, size_of::<MmuUpdate>());
+                }
+            }
+        }
+    }
+    batch.end(cx, regs, result)
+}
+
+/// The part of a list of requests one entry into ring 0 works on.
+struct Batch {
+    /// Requests in the list.
+    count: u32,
+    /// Requests to do now.
+    limit: u32,
+    /// Requests done now.
+    done: u32,
+    /// Requests done before a continuation.
+    before: u32,
+}
+
+impl Batch {
+    #[inline]
+    fn begin<P: Platform>(cx: &Ctx<'_, P>, regs: &CpuRegs, count: u32, most: u32) -> Self {
+        let mut before = 0;
+        if count & MMU_UPDATE_PREEMPTED != 0 && regs.rdx != 0 {
+            before = cx.plat.read_guest(GuestVa(regs.rdx)).unwrap_or(0);
+        }
+        let count = count & !MMU_UPDATE_PREEMPTED;
+        Self { count, limit: count.min(most), done: 0, before }
+    }
+
+    #[inline]
+    const fn more(&self) -> bool {
+        self.done < self.limit
+    }
+
+    /// Counts a request and moves the list pointer behind it.
+    #[inline]
+    const fn done_one(&mut self, regs: &mut CpuRegs, size: usize) {
+        self.done += 1;
+        regs.rdi = regs.rdi.wrapping_add(size as u64);
+    }
+
+    /// Reports progress; what is left becomes a continuation.
+    #[inline]
+    fn end<P: Platform>(
+        self,
+        cx: &Ctx<'_, P>,
+        regs: &mut CpuRegs,
+        result: Result<(), Errno>,
+    ) -> HcResult {
+        if regs.rdx != 0 {
+            let done = self.before.wrapping_add(self.done);
+            let _ = cx.plat.copy_to_guest(GuestVa(regs.rdx), done.as_bytes());
+        }
+        result?;
+        if self.done < self.count {
+            regs.rsi = u64::from((self.count - self.done) | MMU_UPDATE_PREEMPTED);
+            return Ok(Outcome::Continue);
+        }
+        ret(0)
+    }
+}
+
+/// Finds the L1 entry that maps a guest address.
+#[inline]
+fn walk<M: GuestMemory>(plat: &M, l4: Mfn, va: u64) -> Option<&'static AtomicU64> {
+    if !address_ok(va) {
+        return None;
+    }
+    let mut table = l4;
+    for shift in [39, 30, 21] {
+        let entry = plat.frame(table)?[(va >> shift) as usize & 511].load(Relaxed);
+        if entry & (pte::P | pte::PS) != pte::P {
+            return None;
+        }
+        table = frame_of(entry);
+    }
+    Some(&plat.frame(table)?[(va >> 12) as usize & 511])
+}
+
+/// `update_va_mapping(va, entry, flags)`.
+///
+/// # Errors
+/// `EINVAL`: no L1 there; and what mmu_update gives for a bad entry.
+#[inline]
+pub fn update_va_mapping<P: Platform>(
+    cx: &mut Ctx<'_, P>,
+    va: u64,
+    entry: u64,
+    flags: u64,
+) -> HcResult {
+    let slot = walk(cx.plat, Mfn(cx.vcpu.mmu.l4), va).ok_or(Errno::EINVAL)?;
+    check_entry(cx.plat, entry)?;
+    slot.store(keep_writable(va, entry), Relaxed);
+    flush_for_update(cx, va, flags)?;
+    ret(0)
+}
+
+/// PV kernels make their page tables, GDT and LDT read-only through this call before they may use
+/// them, and nothing else in the kernel's half. Here they need not be: leaving them writable
+/// saves the fault of every later plain store.
+#[inline]
+const fn keep_writable(va: u64, entry: u64) -> u64 {
+    if entry & pte::P != 0 && va >= HYPERVISOR_VIRT_START { entry | pte::RW } else { entry }
+}
+
+/// The flush update_va_mapping was asked for.
+#[inline]
+fn flush_for_update<P: Platform>(cx: &Ctx<'_, P>, va: u64, flags: u64) -> Result<(), Errno> {
+    let page = match flags & UVMF_FLUSHTYPE_MASK {
+        UVMF_TLB_FLUSH => None,
+        UVMF_INVLPG => Some(GuestVa(va)),
+        _ => return Ok(()),
+    };
+    match (flags & !UVMF_FLUSHTYPE_MASK, page) {
+        (0, None) => cx.plat.flush_tlb_local(),
+        (0, Some(va)) => cx.plat.invlpg_local(va),
+        (UVMF_ALL, _) => cx.plat.flush_tlb(VcpuSet::All, page),
+        (bitmap, _) => flush_set(cx, vcpu_set(cx, bitmap)?, page),
+    }
+    Ok(())
+}
+
+/// Flushes on the vCPUs of a bitmap.
+fn flush_set<P: Platform>(cx: &Ctx<'_, P>, set: u64, page: Option<GuestVa>) {
+    match page {
+        _ if set == 0 => {}
+        None if set == 1 << cx.vcpu.id => cx.plat.flush_tlb_local(),
+        Some(va) if set == 1 << cx.vcpu.id => cx.plat.invlpg_local(va),
+        _ => cx.plat.flush_tlb(VcpuSet::Mask(set), page),
+    }
+}
+
+/// Reads a guest's vCPU bitmap; bits of vCPUs it does not have are left out.
+fn vcpu_set<P: Platform>(cx: &Ctx<'_, P>, bitmap: u64) -> Result<u64, Errno> {
+    let bits: u64 = cx.plat.read_guest(GuestVa(bitmap)).map_err(efault)?;
+    Ok(bits & (u64::MAX >> (64 - cx.dom.nr_vcpus.clamp(1, 64))))
+}
+
+/// `update_va_mapping_otherdomain(va, entry, flags, domid)`: with `DOMID_SELF` as above.
+///
+/// # Errors
+/// `ESRCH`: no such domain; `EPERM`: not the guest's business.
+pub fn update_va_mapping_otherdomain<P: Platform>(
+    cx: &mut Ctx<'_, P>,
+    va: u64,
+    entry: u64,
+    flags: u64,
+    domid: u64,
+) -> HcResult {
+    match page_owner(domid as u16)? {
+        Owner::Own => update_va_mapping(cx, va, entry, flags),
+        Owner::Io if entry & pte::P == 0 => update_va_mapping(cx, va, entry, flags),
+        Owner::Io | Owner::Foreign => Err(Errno::EPERM),
+    }
+}

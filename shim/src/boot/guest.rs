@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
+use arrayvec::ArrayVec;
 use translate::builder::bundle::{Bundle, BundleError};
 use translate::builder::cmdline::{self, Options};
 use translate::builder::{BuildMemory, Config, Kernel, Machine, Start, layout, populate};
@@ -11,7 +12,7 @@ use translate::domain::Domain;
 use translate::evtchn::Backend;
 use translate::regs::{CpuRegs, selector};
 use translate::vcpu::Vcpu;
-use translate::{Ctx, time as guest_time};
+use translate::{Ctx, gnttab, time as guest_time};
 use xen_abi::shared_info::{SharedInfo, VcpuInfo};
 use xen_abi::{GuestVa, Mfn, PAGE_SIZE, Pfn};
 
@@ -24,7 +25,7 @@ use crate::platform::Shim;
 use crate::{cpu, log, power, serial, time, trap};
 
 /// Frames set aside for the grant table and its status pages.
-pub const GRANT_FRAMES: u64 = 64 + 8;
+pub const GRANT_FRAMES: u64 = gnttab::MAX_POOL as u64;
 /// The builder's heap: a decompressed kernel and what its decompressor needs.
 const BOOT_HEAP_MAX: u64 = 256 << 20;
 
@@ -175,6 +176,8 @@ pub(super) fn launch(
     let Ok(console_port) = dom.evtchn.alloc_backend(&plat, Backend::Console) else {
         give_up!("no event channel for the console")
     };
+    let grants = (own.shared.start + 1..own.shared.end).map(Mfn);
+    dom.gnttab.set_pool(&plat, &grants.collect::<ArrayVec<Mfn, { gnttab::MAX_POOL }>>());
     let link = Machine { shared_info: at, console_evtchn: console_port, store_evtchn: 0, flags: 0 };
     let start = build(&guest, &payload, cmdline, &link);
     dom.console.connect(start.console.base(), console_port);
@@ -194,7 +197,7 @@ fn build(guest: &GuestFrames, payload: &Payload, cmdline: &[u8], link: &Machine)
         initrd_place(guest.ranges(), initrd_len)
             .unwrap_or_else(|| give_up!("no room for the {} KiB of initrd", initrd_len >> 10))
     });
-    let mut taken: arrayvec::ArrayVec<Range<u64>, 4> = arrayvec::ArrayVec::new();
+    let mut taken: ArrayVec<Range<u64>, 4> = ArrayVec::new();
     taken.push(pages_of(payload.kernel));
     taken.extend(payload.initrd.map(pages_of));
     taken.extend(place.clone());

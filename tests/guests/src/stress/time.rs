@@ -1,0 +1,242 @@
+//! Clocks and timers. Upper bounds are wide, for emulators share their host;
+//! lower bounds and order are exact.
+
+use core::ptr;
+use std::time::{Duration, Instant};
+
+use crate::ensure;
+use crate::harness::{Check, Outcome, must};
+
+pub const CHECKS: &[Check] = &[
+    ("clock_monotonic", clock_monotonic),
+    ("clock_rates_agree", clock_rates_agree),
+    ("clock_vdso_agrees", clock_vdso_agrees),
+    ("clock_wall", clock_wall),
+    ("clock_coarse", clock_coarse),
+    ("cpu_time", cpu_time),
+    ("nanosleep", nanosleep),
+    ("nanosleep_short", nanosleep_short),
+    ("nanosleep_absolute", nanosleep_absolute),
+    ("timerfd_once", timerfd_once),
+    ("timerfd_periodic", timerfd_periodic),
+    ("poll_timeout", poll_timeout),
+    ("sleepers", sleepers),
+];
+
+/// How late a timer may be: an emulator's host may be busy.
+const SLACK: Duration = Duration::from_millis(500);
+
+fn read_clock(clock: libc::clockid_t) -> u128 {
+    let mut time: libc::timespec = unsafe { core::mem::zeroed() };
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    (time.tv_sec as u128) * 1_000_000_000 + time.tv_nsec as u128
+}
+
+/// The same clock by the system call.
+fn ask_clock(clock: libc::clockid_t) -> u128 {
+    let mut time: libc::timespec = unsafe { core::mem::zeroed() };
+    unsafe { libc::syscall(libc::SYS_clock_gettime, clock, &mut time) };
+    (time.tv_sec as u128) * 1_000_000_000 + time.tv_nsec as u128
+}
+
+fn spec(ns: u128) -> libc::timespec {
+    libc::timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 }
+}
+
+fn clock_monotonic() -> Outcome {
+    for clock in [libc::CLOCK_MONOTONIC, libc::CLOCK_MONOTONIC_RAW, libc::CLOCK_BOOTTIME] {
+        let mut before = read_clock(clock);
+        for i in 0..60_000 {
+            let now = if i % 16 == 0 { ask_clock(clock) } else { read_clock(clock) };
+            ensure!(now >= before, "clock {clock} went back by {} ns", before - now);
+            before = now;
+        }
+    }
+    Ok(())
+}
+
+/// Monotonic, raw and wall clock and the TSC tell the same interval.
+fn clock_rates_agree() -> Outcome {
+    let tsc = || unsafe { core::arch::x86_64::_rdtsc() };
+    let clocks = [libc::CLOCK_MONOTONIC, libc::CLOCK_MONOTONIC_RAW, libc::CLOCK_REALTIME];
+    let mut rates = Vec::new();
+    for _ in 0..2 {
+        let (start, tsc_start) = (clocks.map(read_clock), tsc());
+        std::thread::sleep(Duration::from_millis(300));
+        let (end, tsc_end) = (clocks.map(read_clock), tsc());
+        let took: Vec<f64> = (0..3).map(|i| (end[i] - start[i]) as f64).collect();
+        for (clock, ns) in clocks.iter().zip(&took) {
+            let off = (ns / took[0] - 1.0).abs();
+            ensure!(off < 0.01, "clock {clock}: {ns} ns, monotonic {} ns", took[0]);
+        }
+        rates.push((tsc_end - tsc_start) as f64 / took[0]);
+    }
+    let off = (rates[0] / rates[1] - 1.0).abs();
+    ensure!(off < 0.02, "TSC rate {} GHz, then {} GHz", rates[0], rates[1]);
+    Ok(())
+}
+
+fn clock_vdso_agrees() -> Outcome {
+    let vdso = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
+    ensure!(vdso != 0, "no vDSO");
+    for clock in [libc::CLOCK_MONOTONIC, libc::CLOCK_REALTIME] {
+        for _ in 0..5000 {
+            let (before, between, after) = (ask_clock(clock), read_clock(clock), ask_clock(clock));
+            ensure!(
+                before <= between && between <= after,
+                "clock {clock}: system call {before}, vDSO {between}, system call {after}"
+            );
+        }
+    }
+    let cpu = unsafe { libc::sched_getcpu() };
+    ensure!(cpu >= 0, "getcpu: {cpu}");
+    Ok(())
+}
+
+fn clock_wall() -> Outcome {
+    let seconds = read_clock(libc::CLOCK_REALTIME) / 1_000_000_000;
+    // 2020 to 2100: the host's clock, not the epoch.
+    ensure!((1_577_836_800..4_102_444_800).contains(&seconds), "the time is {seconds}");
+    Ok(())
+}
+
+fn clock_coarse() -> Outcome {
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(12));
+        let (fine, coarse) =
+            (read_clock(libc::CLOCK_MONOTONIC), read_clock(libc::CLOCK_MONOTONIC_COARSE));
+        let late = fine.saturating_sub(coarse);
+        ensure!(late < SLACK.as_nanos(), "the coarse clock is {late} ns behind");
+    }
+    Ok(())
+}
+
+/// Computing takes CPU time, sleeping takes none.
+fn cpu_time() -> Outcome {
+    let clock = libc::CLOCK_PROCESS_CPUTIME_ID;
+    let (cpu, wall) = (read_clock(clock), Instant::now());
+    while wall.elapsed() < Duration::from_millis(200) {
+        core::hint::spin_loop();
+    }
+    let busy = read_clock(clock) - cpu;
+    ensure!((20_000_000..1_000_000_000).contains(&busy), "200 ms of work are {busy} ns");
+    let cpu = read_clock(clock);
+    std::thread::sleep(Duration::from_millis(200));
+    let idle = read_clock(clock) - cpu;
+    ensure!(idle < 100_000_000, "200 ms of sleep are {idle} ns of CPU time");
+    Ok(())
+}
+
+fn in_bounds(what: &str, wanted: Duration, taken: Duration) -> Outcome {
+    ensure!(taken >= wanted, "{what}: {taken:?} instead of {wanted:?}");
+    ensure!(taken < wanted + SLACK, "{what}: {taken:?} instead of {wanted:?}");
+    Ok(())
+}
+
+fn nanosleep() -> Outcome {
+    for ms in [1u64, 5, 20, 50, 100, 250] {
+        let (wanted, start) = (Duration::from_millis(ms), Instant::now());
+        std::thread::sleep(wanted);
+        in_bounds("nanosleep", wanted, start.elapsed())?;
+    }
+    Ok(())
+}
+
+fn nanosleep_short() -> Outcome {
+    let start = Instant::now();
+    for us in 0..200 {
+        let (wanted, start) = (Duration::from_micros(us), Instant::now());
+        std::thread::sleep(wanted);
+        in_bounds("nanosleep", wanted, start.elapsed())?;
+    }
+    // 20 ms asked for in all; each wake-up costs something.
+    in_bounds("200 short sleeps", Duration::from_millis(19), start.elapsed())
+}
+
+fn nanosleep_absolute() -> Outcome {
+    for clock in [libc::CLOCK_MONOTONIC, libc::CLOCK_REALTIME] {
+        for _ in 0..5 {
+            let until = read_clock(clock) + 15_000_000;
+            let result = unsafe {
+                libc::clock_nanosleep(clock, libc::TIMER_ABSTIME, &spec(until), ptr::null_mut())
+            };
+            ensure!(result == 0, "clock_nanosleep: {result}");
+            let now = read_clock(clock);
+            ensure!(now >= until, "clock {clock} woke {} ns early", until - now);
+            ensure!(now - until < SLACK.as_nanos(), "clock {clock} woke {} ns late", now - until);
+        }
+    }
+    Ok(())
+}
+
+fn timerfd(first_ns: u128, interval_ns: u128) -> Result<i32, String> {
+    let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, 0) };
+    must(fd, "timerfd_create")?;
+    let setting = libc::itimerspec { it_value: spec(first_ns), it_interval: spec(interval_ns) };
+    must(unsafe { libc::timerfd_settime(fd, 0, &setting, ptr::null_mut()) }, "timerfd_settime")?;
+    Ok(fd)
+}
+
+fn expirations(fd: i32) -> u64 {
+    let mut count = 0u64;
+    unsafe { libc::read(fd, ptr::from_mut(&mut count).cast(), 8) };
+    count
+}
+
+fn timerfd_once() -> Outcome {
+    for ms in [2u64, 10, 40] {
+        let start = Instant::now();
+        let fd = timerfd(u128::from(ms) * 1_000_000, 0)?;
+        let count = expirations(fd);
+        in_bounds("timerfd", Duration::from_millis(ms), start.elapsed())?;
+        ensure!(count == 1, "{count} expirations");
+        crate::harness::close(fd);
+    }
+    Ok(())
+}
+
+fn timerfd_periodic() -> Outcome {
+    let start = Instant::now();
+    let fd = timerfd(10_000_000, 10_000_000)?;
+    let mut total = 0;
+    while total < 30 {
+        total += expirations(fd);
+        let wanted = Duration::from_millis(10) * total as u32;
+        in_bounds("timerfd", wanted, start.elapsed())?;
+    }
+    Ok(())
+}
+
+fn poll_timeout() -> Outcome {
+    for ms in [1, 10, 30] {
+        let start = Instant::now();
+        let result = unsafe { libc::poll(ptr::null_mut(), 0, ms) };
+        ensure!(result == 0, "poll: {result}");
+        in_bounds("poll", Duration::from_millis(ms as u64), start.elapsed())?;
+    }
+    Ok(())
+}
+
+/// Many timers at once, in several processes.
+fn sleepers() -> Outcome {
+    let children: Result<Vec<_>, _> = (0..12u64)
+        .map(|i| {
+            crate::harness::spawn(move || {
+                for round in 0..10 {
+                    let wanted = Duration::from_millis(1 + (i * 7 + round * 3) % 20);
+                    let start = Instant::now();
+                    std::thread::sleep(wanted);
+                    if in_bounds("sleep", wanted, start.elapsed()).is_err() {
+                        return 1;
+                    }
+                }
+                0
+            })
+        })
+        .collect();
+    for pid in children? {
+        let ending = crate::harness::wait(pid)?;
+        ensure!(ending == crate::harness::Ending::Exited(0), "a sleeper was off: {ending:?}");
+    }
+    Ok(())
+}

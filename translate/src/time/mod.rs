@@ -29,7 +29,7 @@ use crate::outcome::{HcResult, ret};
 use crate::platform::{Platform, Shutdown, TscScale};
 
 pub use runstate::{RunstateClock, get_runstate, register_runstate, set_runstate};
-pub use scale::{mul_shift, ns_to_tsc, tsc_scale, tsc_to_ns};
+pub use scale::{mul_shift, mul_shift_hz, ns_to_tsc, tsc_scale, tsc_to_ns};
 
 /// No deadline.
 const NEVER: u64 = u64::MAX;

@@ -6,28 +6,35 @@
 
 use crate::platform::TscScale;
 
-const NS_PER_MS: u128 = 1_000_000;
+const NS_PER_S: u128 = 1_000_000_000;
 
-/// Multiplier and shift for a TSC frequency; 0 counts as 1 kHz.
+/// Multiplier and shift for a frequency in Hz; 0 counts as 1 Hz. Give it the best frequency
+/// there is: a rounding to kHz can be 0.1 ms in ten minutes.
 ///
 /// The shift brings a tick to between half a nanosecond and one, so that `mul` uses all its 32
 /// bits: rounded it is off by at most one part in 2^32, 0.14 us in ten minutes.
 #[must_use]
-pub const fn mul_shift(khz: u32) -> (u32, i8) {
-    let khz = if khz == 0 { 1 } else { khz as u128 };
-    // mul = 10^6 * 2^(32 - shift) / khz. Find the shift that puts it between 2^31 and 2^32.
+pub const fn mul_shift_hz(hz: u64) -> (u32, i8) {
+    let hz = if hz == 0 { 1 } else { hz as u128 };
+    // mul = 10^9 * 2^(32 - shift) / hz. Find the shift that puts it between 2^31 and 2^32.
     let mut shift: i8 = 0;
-    while khz << shift <= NS_PER_MS {
+    while hz << shift <= NS_PER_S {
         shift += 1;
     }
-    while khz > NS_PER_MS << (1 - shift) {
+    while shift <= 0 && hz > NS_PER_S << (1 - shift) {
         shift -= 1;
     }
     let (dividend, divisor) =
-        if shift >= 0 { (NS_PER_MS << 32, khz << shift) } else { (NS_PER_MS << (32 - shift), khz) };
+        if shift >= 0 { (NS_PER_S << 32, hz << shift) } else { (NS_PER_S << (32 - shift), hz) };
     let mul = (dividend + divisor / 2) / divisor;
     // A frequency a hair above a power of two times 1 GHz rounds up to 2^32.
     (if mul > u32::MAX as u128 { u32::MAX } else { mul as u32 }, shift)
+}
+
+/// [`mul_shift_hz`] for a frequency in kHz.
+#[must_use]
+pub const fn mul_shift(khz: u32) -> (u32, i8) {
+    mul_shift_hz(if khz == 0 { 1 } else { khz as u64 } * 1000)
 }
 
 /// The conversion for a TSC of `khz` that shows `system_time_ns` at `tsc_timestamp`.
@@ -98,7 +105,7 @@ mod tests {
     use super::*;
 
     /// Ten minutes.
-    const RUN_MS: u128 = 600_000;
+    const RUN_S: u128 = 600;
 
     #[test]
     fn known_frequencies() {
@@ -107,25 +114,28 @@ mod tests {
         assert_eq!(mul_shift(4_000_000), (0x8000_0000, -1));
         assert_eq!(mul_shift(3_000_000), (0xaaaa_aaab, -1));
         assert_eq!(mul_shift(0), mul_shift(1));
+        assert_eq!(mul_shift(2_500_000), mul_shift_hz(2_500_000_000));
+        assert_eq!(mul_shift_hz(u64::MAX).1, -34);
+        assert_eq!(mul_shift_hz(8_000_000_001), (u32::MAX, -3));
     }
 
     proptest! {
         /// Against exact arithmetic: below a microsecond in ten minutes at any frequency.
         #[test]
-        fn ten_minutes(khz in 1_000u32..) {
-            let (mul, shift) = mul_shift(khz);
+        fn ten_minutes(hz in 1_000_000u64..10_000_000_000) {
+            let (mul, shift) = mul_shift_hz(hz);
             prop_assert!(mul >= 1 << 31);
-            let ticks = u128::from(khz) * RUN_MS;
-            let exact = RUN_MS * NS_PER_MS;
+            let ticks = u128::from(hz) * RUN_S;
+            let exact = RUN_S * NS_PER_S;
             let got = u128::from(ticks_to_ns(mul, shift, ticks as u64));
-            prop_assert!(got.abs_diff(exact) < 1_000, "{khz} kHz: {got} for {exact}");
+            prop_assert!(got.abs_diff(exact) < 1_000, "{hz} Hz: {got} for {exact}");
         }
 
         /// Any elapsed time, not only round ones.
         #[test]
         fn any_time(khz in 100_000u32..10_000_000, ticks in 0u64..6_000_000_000_000) {
             let (mul, shift) = mul_shift(khz);
-            let exact = u128::from(ticks) * NS_PER_MS / u128::from(khz);
+            let exact = u128::from(ticks) * 1_000_000 / u128::from(khz);
             let got = u128::from(ticks_to_ns(mul, shift, ticks));
             prop_assert!(got.abs_diff(exact) < 1_000 + exact / 2_000_000_000);
         }
@@ -145,11 +155,11 @@ mod tests {
         }
 
         #[test]
-        fn never_panics(mul: u32, shift: i8, a: u64, b: u64, t: u64, khz: u32) {
+        fn never_panics(mul: u32, shift: i8, a: u64, b: u64, t: u64, khz: u32, hz: u64) {
             let scale = TscScale {
                 tsc_timestamp: a, system_time_ns: b, mul, shift, khz, stable: false,
             };
-            let _ = (tsc_to_ns(&scale, t), ns_to_tsc(&scale, t), mul_shift(khz));
+            let _ = (tsc_to_ns(&scale, t), ns_to_tsc(&scale, t), mul_shift(khz), mul_shift_hz(hz));
         }
     }
 }

@@ -7,7 +7,6 @@ use core::sync::atomic::Ordering::Relaxed;
 use xen_abi::GuestVa;
 use xen_abi::arch::{rflags, vector as trap};
 use xen_abi::hypercall::VMASST_TYPE_ARCHITECTURAL_IOPL;
-use zerocopy::IntoBytes;
 
 use crate::Ctx;
 use crate::debugreg;
@@ -26,60 +25,88 @@ pub struct NmiState {
 
 /// Bit of [`crate::vcpu::Entry::attention`]: an NMI waits and is not masked.
 pub const ATTENTION_NMI: u8 = 1;
-
-/// Words every frame ends with: RIP, CS, RFLAGS, RSP, SS.
-const TAIL: usize = 5;
-/// Words the largest frame (failsafe) has before them.
-const MAX_HEAD: usize = 6;
+/// Bit of `attention`: the guest is in its NMI handler, which the next iret ends. The assembly's
+/// fast iret does not know that and must leave it to [`crate::iret`].
+pub const ATTENTION_IN_NMI: u8 = 2;
 
 /// RFLAGS bits a handler does not inherit (Intel SDM 3A 6.12.1.3; AC as Xen does, and IOPL, which
 /// is virtual).
 const CLEARED: u64 = rflags::TF | rflags::NT | rflags::RF | rflags::VM | rflags::AC | rflags::IOPL;
 
-/// Pushes `head` (lowest address first) and the tail, and makes the registers enter `to` in the
-/// guest kernel.
-#[inline]
-fn enter<P: Platform, const HEAD: usize>(
-    cx: &mut Ctx<'_, P>,
+/// What every frame ends with, and where it goes.
+struct Tail {
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+    /// The guest kernel's stack pointer before the frame.
+    stack: u64,
+}
+
+impl Tail {
+    /// Leaves user mode, if that is where the guest was.
+    #[inline(always)]
+    fn of<P: Platform>(cx: &Ctx<'_, P>, regs: &CpuRegs) -> Self {
+        let mask = cx.vcpu.entry.info.evtchn_upcall_mask.load(Relaxed);
+        let (stack, cs) = if regs.from_guest_user() {
+            cx.plat.swapgs();
+            (cx.vcpu.entry.kernel_sp, regs.cs)
+        } else {
+            (regs.rsp, u64::from(selector::GUEST_VIEW_KERNEL_CS))
+        };
+        let shown_if = if mask == 0 { rflags::IF } else { 0 };
+        Self {
+            rip: regs.rip,
+            cs: cs | u64::from(mask) << 32,
+            rflags: regs.rflags & !(rflags::IF | rflags::IOPL) | shown_iopl(cx) | shown_if,
+            rsp: regs.rsp,
+            ss: regs.ss,
+            stack: stack & !15,
+        }
+    }
+}
+
+/// Pushes a frame, lowest address first, and makes the registers enter `to` in the guest kernel.
+#[inline(always)]
+fn enter<P: Platform, const WORDS: usize>(
+    cx: &Ctx<'_, P>,
     regs: &mut CpuRegs,
-    head: [u64; HEAD],
+    stack: u64,
+    frame: [u64; WORDS],
     to: Handler,
 ) {
-    const { assert!(HEAD <= MAX_HEAD) };
-    let info = cx.vcpu.entry.info;
-    let mask = info.evtchn_upcall_mask.load(Relaxed);
-    let (stack, cs) = if regs.from_guest_user() {
-        cx.plat.swapgs();
-        (cx.vcpu.entry.kernel_sp, regs.cs)
-    } else {
-        (regs.rsp, u64::from(selector::GUEST_VIEW_KERNEL_CS))
-    };
-    let shown_if = if mask == 0 { rflags::IF } else { 0 };
-    let mut frame = [0; MAX_HEAD + TAIL];
-    frame[MAX_HEAD - HEAD..MAX_HEAD].copy_from_slice(&head);
-    frame[MAX_HEAD..].copy_from_slice(&[
-        regs.rip,
-        cs | u64::from(mask) << 32,
-        regs.rflags & !(rflags::IF | rflags::IOPL) | shown_iopl(cx) | shown_if,
-        regs.rsp,
-        regs.ss,
-    ]);
-    let frame = &frame[MAX_HEAD - HEAD..];
-    let sp = (stack & !15).wrapping_sub(size_of_val(frame) as u64);
-    if cx.plat.copy_to_guest(GuestVa(sp), frame.as_bytes()).is_err() {
+    let sp = stack.wrapping_sub(WORDS as u64 * 8);
+    if cx.plat.write_words(GuestVa(sp), frame).is_err() {
         crash(cx, regs, "the guest kernel's stack cannot take an exception frame");
     }
     if to.address == 0 {
         crash(cx, regs, "exception or event without a guest handler");
     }
     if to.masks != 0 {
-        info.evtchn_upcall_mask.store(1, Relaxed);
+        cx.vcpu.entry.info.evtchn_upcall_mask.store(1, Relaxed);
     }
     regs.rip = to.address;
     regs.cs = selector::KERNEL_CS.into();
     regs.rflags = regs.rflags & !CLEARED | rflags::IF;
     regs.rsp = sp;
     regs.ss = selector::KERNEL_SS.into();
+}
+
+/// Enters a handler of something without an error code.
+fn enter_plain<P: Platform>(cx: &Ctx<'_, P>, regs: &mut CpuRegs, to: Handler) {
+    let tail = Tail::of(cx, regs);
+    let frame = [regs.rcx, regs.r11, tail.rip, tail.cs, tail.rflags, tail.rsp, tail.ss];
+    enter(cx, regs, tail.stack, frame, to);
+}
+
+/// Enters a handler of something with an error code.
+#[inline]
+fn enter_with_code<P: Platform>(cx: &Ctx<'_, P>, regs: &mut CpuRegs, code: u32, to: Handler) {
+    let tail = Tail::of(cx, regs);
+    let frame =
+        [regs.rcx, regs.r11, code.into(), tail.rip, tail.cs, tail.rflags, tail.rsp, tail.ss];
+    enter(cx, regs, tail.stack, frame, to);
 }
 
 /// The IOPL in the RFLAGS of a frame: the guest's, if it has asked for that.
@@ -111,8 +138,8 @@ pub fn exception<P: Platform>(
     }
     let to = cx.vcpu.traps.handler(vector);
     match error_code {
-        Some(code) => enter(cx, regs, [regs.rcx, regs.r11, code.into()], to),
-        None => enter(cx, regs, [regs.rcx, regs.r11], to),
+        Some(code) => enter_with_code(cx, regs, code, to),
+        None => enter_plain(cx, regs, to),
     }
 }
 
@@ -122,7 +149,7 @@ pub fn exception<P: Platform>(
 pub fn page_fault<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs, cr2: u64, error_code: u32) {
     cx.vcpu.entry.info.arch.cr2.store(cr2, Relaxed);
     let to = cx.vcpu.traps.handler(trap::PF);
-    enter(cx, regs, [regs.rcx, regs.r11, error_code.into()], to);
+    enter_with_code(cx, regs, error_code, to);
 }
 
 /// Delivers #DB; `dr6` is what the processor had there (the caller has reset it).
@@ -139,7 +166,7 @@ fn enter_syscall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs, address: 
         regs.rip = regs.rip.wrapping_sub(2);
         return exception(cx, regs, trap::UD, None);
     }
-    enter(cx, regs, [regs.rcx, regs.r11], Handler { address, masks });
+    enter_plain(cx, regs, Handler { address, masks });
     // Xen's virtual SYSCALL_MASK holds DF alone; the frame shows the caller's.
     regs.rflags &= !rflags::DF;
 }
@@ -168,7 +195,7 @@ pub fn sysenter<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) {
     if address == 0 {
         return exception(cx, regs, trap::GP, Some(0));
     }
-    enter(cx, regs, [regs.rcx, regs.r11], Handler { address, masks });
+    enter_plain(cx, regs, Handler { address, masks });
 }
 
 /// The return to `regs` faulted (#GP, #NP or #SS at IRETQ) after everything was undone for it:
@@ -178,7 +205,9 @@ pub fn failsafe<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs, sel: [u16;
     let [ds, es, fs, gs] = sel.map(u64::from);
     let entry = &cx.vcpu.entry;
     let to = Handler { address: entry.failsafe_callback, masks: entry.failsafe_masks };
-    enter(cx, regs, [regs.rcx, regs.r11, ds, es, fs, gs], to);
+    let Tail { rip, cs, rflags, rsp, ss, stack } = Tail::of(cx, regs);
+    let frame = [regs.rcx, regs.r11, ds, es, fs, gs, rip, cs, rflags, rsp, ss];
+    enter(cx, regs, stack, frame, to);
 }
 
 /// Makes an NMI pending on this vCPU.
@@ -187,14 +216,15 @@ pub fn raise_nmi<P: Platform>(cx: &mut Ctx<'_, P>) {
     update_attention(cx);
 }
 
-/// Keeps the NMI's bit of `attention` equal to "pending and not masked".
+/// Makes `attention` say what the NMI state is.
 pub(crate) fn update_attention<P: Platform>(cx: &mut Ctx<'_, P>) {
+    let bits = match (cx.vcpu.nmi.masked, cx.vcpu.nmi.pending) {
+        (true, _) => ATTENTION_IN_NMI,
+        (false, true) => ATTENTION_NMI,
+        (false, false) => 0,
+    };
     let entry = &mut cx.vcpu.entry;
-    if cx.vcpu.nmi.pending && !cx.vcpu.nmi.masked {
-        entry.attention |= ATTENTION_NMI;
-    } else {
-        entry.attention &= !ATTENTION_NMI;
-    }
+    entry.attention = entry.attention & !(ATTENTION_NMI | ATTENTION_IN_NMI) | bits;
 }
 
 /// What must happen before the guest goes on: a waiting NMI, then pending events. Called last
@@ -207,7 +237,7 @@ pub fn exit_to_guest<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) {
     }
     if info.evtchn_upcall_pending.load(Relaxed) != 0 && info.evtchn_upcall_mask.load(Relaxed) == 0 {
         let to = Handler { address: cx.vcpu.entry.event_callback, masks: 1 };
-        enter(cx, regs, [regs.rcx, regs.r11], to);
+        enter_plain(cx, regs, to);
     }
 }
 
@@ -218,7 +248,7 @@ fn deliver_nmi<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) {
     let to = cx.vcpu.traps.handler(trap::NMI);
     if to.address != 0 {
         cx.vcpu.nmi.masked = true;
-        enter(cx, regs, [regs.rcx, regs.r11], to);
+        enter_plain(cx, regs, to);
     }
     update_attention(cx);
 }

@@ -59,7 +59,7 @@ macro_rules! hypercalls {
         },)*];
 
         /// Makes the hypercall in the registers.
-        #[inline]
+        #[inline(never)]
         fn call<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
             match HypercallNr(u32::try_from(regs.rax).unwrap_or(u32::MAX)) {
                 $(HypercallNr::$name => call!(cx, regs, $($answer)+),)*
@@ -167,10 +167,20 @@ fn iret_call<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
 }
 
 /// Makes the hypercall whose number is in RAX and whose arguments are in RDI, RSI, RDX, R10, R8,
-/// R9.
-#[inline]
+/// R9. The few that come with every page fault and every switch of processes are inlined here,
+/// clear of what the rest of the table needs.
+#[inline(always)]
 pub fn hypercall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> Outcome {
-    match call(cx, regs) {
+    let result = match HypercallNr(regs.rax as u32) {
+        _ if regs.rax > u64::from(u32::MAX) => Err(Errno::ENOSYS),
+        HypercallNr::mmu_update => mmu::mmu_update(cx, regs),
+        HypercallNr::mmuext_op => mmu::mmuext_op(cx, regs),
+        HypercallNr::stack_switch => cpu::stack_switch(cx, regs.rdi, regs.rsi),
+        HypercallNr::set_segment_base => cpu::set_segment_base(cx, regs.rdi, regs.rsi),
+        HypercallNr::iret => iret_call(cx, regs),
+        _ => call(cx, regs),
+    };
+    match result {
         Ok(outcome) => outcome,
         Err(errno) => Outcome::Return(errno.to_ret()),
     }

@@ -34,8 +34,12 @@ const LOADABLE: u64 = rflags::CF
 /// always gets its own. Xen's flat user selectors that have another use here are replaced.
 #[inline]
 pub fn iret<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> Outcome {
-    let Ok(from) = cx.plat.read_guest::<IretContext>(GuestVa(regs.rsp)) else {
+    let Ok(words) = cx.plat.read_words(GuestVa(regs.rsp)) else {
         cx.plat.shutdown(Shutdown::DomainCrash("iret: the context cannot be read"), Some(regs));
+    };
+    let from: IretContext = {
+        let words: [u64; 9] = words;
+        zerocopy::transmute!(words)
     };
     if from.cs & 3 == 3 {
         cx.plat.swapgs();

@@ -10,6 +10,7 @@ use crate::fake::{Call, Machine, catch_shutdown, kernel_regs, user_regs, va};
 use crate::iret::iret;
 use crate::outcome::Outcome;
 use crate::platform::GuestMemory;
+use zerocopy::IntoBytes;
 
 const HANDLER: u64 = 0xffff_ffff_8100_4000;
 /// Top of the kernel stack of a guest process, not aligned on purpose.
@@ -164,7 +165,7 @@ fn an_nmi_is_masked_until_iret() {
     assert_eq!(machine.vcpus[0].entry.attention, ATTENTION_NMI);
     exit_to_guest(&mut machine.cx(), &mut regs);
     in_kernel(&regs, HANDLER + 2 * 16);
-    assert_eq!(machine.vcpus[0].entry.attention, 0);
+    assert_eq!(machine.vcpus[0].entry.attention, ATTENTION_IN_NMI);
     raise_nmi(&mut machine.cx());
     let inside = regs;
     exit_to_guest(&mut machine.cx(), &mut regs);

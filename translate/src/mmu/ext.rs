@@ -5,11 +5,11 @@ use core::sync::atomic::Ordering::Relaxed;
 use xen_abi::mm::{MmuextCmd, MmuextOp};
 use xen_abi::{Errno, GuestVa, Mfn};
 
-use super::{Batch, Owner, flush_set, page_owner, vcpu_set};
+use super::{Batch, Owner, flush_set, page_owner, plain_list, vcpu_set};
 use crate::Ctx;
 use crate::debugreg::address_ok;
 use crate::descriptor;
-use crate::outcome::{HcResult, efault};
+use crate::outcome::{HcResult, efault, ret};
 use crate::platform::{PageWords, Platform, VcpuSet};
 use crate::regs::CpuRegs;
 
@@ -20,8 +20,28 @@ const BATCH: u32 = 64;
 ///
 /// # Errors
 /// Xen's; operations before the bad one are done, and counted in `*done_out`.
-#[inline]
+#[inline(always)]
 pub fn mmuext_op<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
+    if !plain_list(regs) {
+        return mmuext_op_general(cx, regs);
+    }
+    let mut at = regs.rdi;
+    for _ in 0..regs.rsi as u32 {
+        let [cmd, arg1, arg2] = cx.plat.read_words(GuestVa(at)).map_err(efault)?;
+        let mfn = Mfn(arg1);
+        match MmuextCmd(cmd as u32) {
+            MmuextCmd::NEW_BASEPTR => new_baseptr(cx, mfn)?,
+            MmuextCmd::NEW_USER_BASEPTR => new_user_baseptr(cx, mfn)?,
+            cmd => operate(cx, &MmuextOp { cmd, pad: 0, arg1, arg2 })?,
+        }
+        at = at.wrapping_add(size_of::<MmuextOp>() as u64);
+    }
+    ret(0)
+}
+
+/// [`mmuext_op`] with all that a list may ask for.
+#[inline(never)]
+fn mmuext_op_general<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
     match page_owner(regs.r10 as u16)? {
         Owner::Own => {}
         Owner::Io | Owner::Foreign => return Err(Errno::EPERM),
@@ -40,6 +60,22 @@ pub fn mmuext_op<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
     batch.end(cx, regs, result)
 }
 
+/// `MMUEXT_NEW_BASEPTR`.
+#[inline(always)]
+fn new_baseptr<P: Platform>(cx: &mut Ctx<'_, P>, mfn: Mfn) -> Result<(), Errno> {
+    good(cx.plat.load_cr3(mfn))?;
+    cx.vcpu.mmu.l4 = mfn.0;
+    Ok(())
+}
+
+/// `MMUEXT_NEW_USER_BASEPTR`.
+#[inline(always)]
+fn new_user_baseptr<P: Platform>(cx: &mut Ctx<'_, P>, mfn: Mfn) -> Result<(), Errno> {
+    good(mfn.0 == 0 || cx.plat.may_map(mfn))?;
+    cx.vcpu.mmu.user_l4 = mfn.0;
+    Ok(())
+}
+
 /// `EINVAL` unless a call about a frame succeeded.
 #[inline]
 const fn good(done: bool) -> Result<(), Errno> {
@@ -47,19 +83,13 @@ const fn good(done: bool) -> Result<(), Errno> {
 }
 
 /// Carries out one operation.
-#[inline]
+#[inline(never)]
 fn operate<P: Platform>(cx: &mut Ctx<'_, P>, op: &MmuextOp) -> Result<(), Errno> {
     let mfn = Mfn(op.arg1);
     let va = GuestVa(op.arg1);
     match op.cmd {
-        MmuextCmd::NEW_BASEPTR => {
-            good(cx.plat.load_cr3(mfn))?;
-            cx.vcpu.mmu.l4 = mfn.0;
-        }
-        MmuextCmd::NEW_USER_BASEPTR => {
-            good(mfn.0 == 0 || cx.plat.may_map(mfn))?;
-            cx.vcpu.mmu.user_l4 = mfn.0;
-        }
+        MmuextCmd::NEW_BASEPTR => new_baseptr(cx, mfn)?,
+        MmuextCmd::NEW_USER_BASEPTR => new_user_baseptr(cx, mfn)?,
         // Nothing is validated, so nothing is pinned; but an L4 may be loaded from now on.
         MmuextCmd::PIN_L4_TABLE => good(cx.plat.install_hole(mfn))?,
         MmuextCmd::PIN_L1_TABLE

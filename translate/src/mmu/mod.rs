@@ -35,6 +35,8 @@ pub use ext::mmuext_op;
 
 /// Requests taken in one go; the rest is a continuation.
 const BATCH: u32 = 512;
+/// Requests or operations of a list that is done in one go and without a count.
+const PLAIN: u32 = 64;
 
 /// The vCPU's page-table roots.
 #[derive(Debug, Default)]
@@ -129,16 +131,10 @@ fn page_owner(domid: u16) -> Result<Owner, Errno> {
 }
 
 /// Both halves of mmu_update's `foreigndom`.
-#[inline]
 fn owners(foreigndom: u32) -> Result<Owner, Errno> {
     if foreigndom == DomId::SELF.0.into() {
         return Ok(Owner::Own);
     }
-    slow_owners(foreigndom)
-}
-
-#[cold]
-fn slow_owners(foreigndom: u32) -> Result<Owner, Errno> {
     let tables = foreigndom >> 16;
     let tables_foreign = match tables.checked_sub(1) {
         None => false,
@@ -154,18 +150,10 @@ fn slow_owners(foreigndom: u32) -> Result<Owner, Errno> {
 }
 
 /// Carries out one request.
-#[inline]
-fn update<M: GuestMemory>(
-    plat: &M,
-    mmu: &VcpuMmu,
-    request: MmuUpdate,
-    owner: Owner,
-) -> Result<(), Errno> {
+#[inline(always)]
+fn update<M: GuestMemory>(plat: &M, mmu: &VcpuMmu, request: MmuUpdate) -> Result<(), Errno> {
     let command = request.ptr & 7;
     let at = MachineAddr(request.ptr - command);
-    if owner != Owner::Own {
-        return update_foreign(plat, mmu, request, owner);
-    }
     match command {
         MMU_NORMAL_PT_UPDATE | MMU_PT_UPDATE_PRESERVE_AD | MMU_PT_UPDATE_NO_TRANSLATE => {
             let words = plat.frame(at.mfn()).ok_or(Errno::EINVAL)?;
@@ -214,7 +202,7 @@ fn update_foreign<M: GuestMemory>(
         4.. => Err(Errno::ENOSYS),
         MMU_MACHPHYS_UPDATE if owner == Owner::Io => Err(Errno::EINVAL),
         _ if owner == Owner::Io && request.val & pte::P == 0 => {
-            update(plat, mmu, request, Owner::Own)
+            update(plat, mmu, request)
         }
         _ => Err(Errno::EPERM),
     }
@@ -224,17 +212,39 @@ fn update_foreign<M: GuestMemory>(
 ///
 /// # Errors
 /// Xen's; requests before the bad one are done, and counted in `*done_out`.
-#[inline]
+#[inline(always)]
 pub fn mmu_update<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
-    let count = regs.rsi as u32;
-    let mut batch = Batch::begin(cx, regs, count, BATCH);
+    if !plain_list(regs) {
+        return mmu_update_general(cx, regs);
+    }
+    let mut at = regs.rdi;
+    for _ in 0..regs.rsi as u32 {
+        let [ptr, val] = cx.plat.read_words(GuestVa(at)).map_err(efault)?;
+        update(cx.plat, &cx.vcpu.mmu, MmuUpdate { ptr, val })?;
+        at = at.wrapping_add(size_of::<MmuUpdate>() as u64);
+    }
+    ret(0)
+}
+
+/// The usual list: short, for the guest itself, and nobody wants to know how many were done.
+#[inline(always)]
+const fn plain_list(regs: &CpuRegs) -> bool {
+    regs.rdx == 0 && regs.r10 as u32 == DomId::SELF.0 as u32 && regs.rsi as u32 <= PLAIN
+}
+
+/// [`mmu_update`] with all that a list may ask for.
+#[inline(never)]
+fn mmu_update_general<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
+    let mut batch = Batch::begin(cx, regs, regs.rsi as u32, BATCH);
     let mut result = Ok(());
     match owners(regs.r10 as u32) {
         Err(error) => result = Err(error),
         Ok(owner) => {
             while result.is_ok() && batch.more() {
+                let mmu = &cx.vcpu.mmu;
                 result = match cx.plat.read_guest::<MmuUpdate>(GuestVa(regs.rdi)) {
-                    Ok(request) => update(cx.plat, &cx.vcpu.mmu, request, owner),
+                    Ok(request) if owner == Owner::Own => update(cx.plat, mmu, request),
+                    Ok(request) => update_foreign(cx.plat, mmu, request, owner),
                     Err(fault) => Err(efault(fault)),
                 };
                 if result.is_ok() {
@@ -259,7 +269,6 @@ struct Batch {
 }
 
 impl Batch {
-    #[inline]
     fn begin<P: Platform>(cx: &Ctx<'_, P>, regs: &CpuRegs, count: u32, most: u32) -> Self {
         let mut before = 0;
         if count & MMU_UPDATE_PREEMPTED != 0 && regs.rdx != 0 {
@@ -269,20 +278,17 @@ impl Batch {
         Self { count, limit: count.min(most), done: 0, before }
     }
 
-    #[inline]
     const fn more(&self) -> bool {
         self.done < self.limit
     }
 
     /// Counts a request and moves the list pointer behind it.
-    #[inline]
     const fn done_one(&mut self, regs: &mut CpuRegs, size: usize) {
         self.done += 1;
         regs.rdi = regs.rdi.wrapping_add(size as u64);
     }
 
     /// Reports progress; what is left becomes a continuation.
-    #[inline]
     fn end<P: Platform>(
         self,
         cx: &Ctx<'_, P>,

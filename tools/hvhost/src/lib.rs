@@ -1,0 +1,40 @@
+//! A Hyper-V-compatible host for one virtual machine on Linux KVM.
+//!
+//! KVM implements most of the hypervisor's interface itself (hypercall page,
+//! reference time, SynIC, synthetic timers, TLB-flush and IPI hypercalls). This
+//! program adds what is left: the machine around it (memory map, boot doors,
+//! serial ports, IOAPIC, ACPI, clock), the shape of CPUID, the crash MSRs, and
+//! counters. The library half holds the types other programs need to start it
+//! and to read its results.
+//!
+//! ```text
+//! options ── machine ──┬── memory, boot/{pvh,linux64,bzimage}, acpi
+//!                      ├── cpuid, features, msrs, synic   (what the guest sees of Hyper-V)
+//!                      ├── vcpu (one thread each) ── ports ── serial, rtc, pm ── ioapic
+//!                      └── stats, exit
+//! ```
+
+pub mod acpi;
+pub mod boot;
+pub mod cpuid;
+pub mod exit;
+pub mod features;
+pub mod ioapic;
+pub mod kvm_ext;
+pub mod machine;
+pub mod memory;
+pub mod msrs;
+pub mod options;
+pub mod pm;
+pub mod ports;
+pub mod probe;
+pub mod rtc;
+pub mod serial;
+pub mod stats;
+pub mod synic;
+pub mod terminal;
+pub mod vcpu;
+
+pub use exit::{ExitStatus, Outcome};
+pub use features::HvFeatures;
+pub use options::Options;

@@ -1,0 +1,321 @@
+//! Puts the machine together, runs it, and says how it ended.
+#![allow(unsafe_code, reason = "guest memory is handed to KVM by address")]
+
+use crate::acpi;
+use crate::boot::{self, Payload};
+use crate::cpuid::{self, Shape};
+use crate::exit::Outcome;
+use crate::features::HvFeatures;
+use crate::ioapic::{IoApic, IrqLine, Msi, MsiSink, PINS};
+use crate::kvm_ext::{stats_file, supported_hv_cpuid};
+use crate::memory::{self, KVM_IDENTITY_MAP, KVM_TSS, Memory};
+use crate::msrs::{self, CrashMsrs};
+use crate::options::Options;
+use crate::ports::Ports;
+use crate::probe;
+use crate::serial::{COM_IRQ, Com};
+use crate::stats::Counters;
+use crate::vcpu::{Shared, Vcpu};
+use anyhow::{Context, Result};
+use kvm_bindings::{
+    CpuId, KVM_CAP_HYPERV_ENFORCE_CPUID, KVM_CAP_HYPERV_SYNIC2, KVM_CAP_SPLIT_IRQCHIP,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES,
+    KVM_MSR_EXIT_REASON_FILTER, KvmIrqRouting, kvm_cpuid_entry2, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{
+    Cap, Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd,
+    VmFd,
+};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+/// Synthetic MSRs `--trace-msrs` looks at.
+const TRACED_MSRS: std::ops::Range<u32> = 0x4000_0000..0x4000_0200;
+
+/// Interrupts into KVM.
+struct KvmMsi(Arc<VmFd>);
+
+impl MsiSink for KvmMsi {
+    fn inject(&self, msi: Msi) {
+        let msi = kvm_msi { address_lo: msi.address, data: msi.data, ..Default::default() };
+        // An interrupt nobody takes is lost, as on hardware.
+        let _ = self.0.signal_msi(msi);
+    }
+
+    fn routes(&self, routes: &[Msi; PINS]) {
+        let entries: Vec<kvm_irq_routing_entry> = (0u32..)
+            .zip(routes)
+            .map(|(gsi, msi)| {
+                let mut entry =
+                    kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+                entry.u.msi.address_lo = msi.address;
+                entry.u.msi.__bindgen_anon_1.devid = 0;
+                entry.u.msi.data = msi.data;
+                entry
+            })
+            .collect();
+        // Routes matter only for the EOI of level-triggered interrupts; without
+        // them such a line would stay quiet, and nothing better can be done.
+        if let Ok(routing) = KvmIrqRouting::from_entries(&entries) {
+            let _ = self.0.set_gsi_routing(&routing);
+        }
+    }
+}
+
+/// Runs the machine the options describe.
+///
+/// # Errors
+/// One line that says what could not be set up.
+pub fn run(options: &Options) -> Result<Outcome> {
+    let counters = Arc::new(Counters::new(Instant::now()));
+    let hv = options.hv_features()?;
+    let payload = read_payload(options)?;
+    let kvm = probe::open()?;
+    let vm = Arc::new(create_vm(&kvm)?);
+    let memory = memory::allocate(options.memory.0)?;
+    map_memory(&vm, &memory)?;
+    let entry = load(options, &memory, &payload)?;
+    drop(payload);
+
+    let (events, ended) = mpsc::channel();
+    watch_signals(options, &counters, &events)?;
+    let ioapic = Arc::new(IoApic::new(Box::new(KvmMsi(vm.clone())), counters.clone()));
+    let [irq1, irq2] = COM_IRQ.map(|pin| IrqLine::new(ioapic.clone(), pin));
+    let markers = options.marker.clone();
+    let com2 = Com::new(&options.com2, irq2, Vec::new(), counters.clone(), &events)?;
+    let com1 = Com::new(&options.com1, irq1, markers, counters.clone(), &events)?;
+    route_msrs(&vm, hv, options.trace_msrs)?;
+    if probe::has_statistics(&kvm) {
+        counters.add_vm(stats_file(&*vm));
+    }
+    let shared = Arc::new(Shared {
+        memory,
+        ports: Ports::new(com1.clone(), com2.clone()),
+        ioapic,
+        crash: Mutex::new(CrashMsrs::default()),
+        counters: counters.clone(),
+    });
+
+    let mut vcpus = Vec::new();
+    for (id, fd) in create_vcpus(&kvm, &vm, options, hv)?.into_iter().enumerate() {
+        counters.add_vcpu(stats_file(&fd));
+        let vcpu = Vcpu::new(fd, shared.clone());
+        vcpu.set_memory_type()?;
+        if id == 0 {
+            vcpu.enter(entry)?;
+        }
+        vcpus.push(vcpu);
+    }
+    start(vcpus, &counters, &events)?;
+    let outcome = wait(options, &ended);
+    com1.drain();
+    com2.drain();
+    write_stats(options.stats.as_deref(), &counters, Some(&outcome))?;
+    Ok(outcome)
+}
+
+fn read_payload(options: &Options) -> Result<Payload> {
+    let read =
+        |path: &PathBuf| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    Ok(Payload {
+        kernel: read(&options.kernel)?,
+        modules: options.initrd.iter().chain(&options.module).map(read).collect::<Result<_>>()?,
+        command_line: options.append.clone(),
+    })
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd> {
+    let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
+    vm.set_identity_map_address(KVM_IDENTITY_MAP).context("KVM_SET_IDENTITY_MAP_ADDR")?;
+    vm.set_tss_address(KVM_TSS).context("KVM_SET_TSS_ADDR")?;
+    enable_vm_cap(&vm, KVM_CAP_SPLIT_IRQCHIP, PINS as u64).context("KVM_CAP_SPLIT_IRQCHIP")?;
+    Ok(vm)
+}
+
+fn enable_vm_cap(vm: &VmFd, cap: u32, argument: u64) -> Result<()> {
+    let mut request = kvm_enable_cap { cap, ..Default::default() };
+    request.args[0] = argument;
+    Ok(vm.enable_cap(&request)?)
+}
+
+fn map_memory(vm: &VmFd, memory: &Memory) -> Result<()> {
+    for (slot, region) in (0u32..).zip(memory.iter()) {
+        let host = memory.get_host_address(region.start_addr()).context("guest memory")?;
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the region is a mapping of `memory`, of this length; regions do
+        // not overlap. `memory` moves into `Shared`, which the threads that run
+        // the guest keep; the process ends with the machine.
+        unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
+    }
+    Ok(())
+}
+
+fn load(options: &Options, memory: &Memory, payload: &Payload) -> Result<boot::Entry> {
+    let tables = acpi::tables(options.cpus);
+    memory.write_slice(&tables.image, GuestAddress(tables.rsdp)).context("cannot place ACPI")?;
+    let machine = boot::Machine {
+        memory,
+        map: &memory::memory_map(options.memory.0),
+        rsdp: tables.rsdp,
+        openvmm_like: options.openvmm_like,
+    };
+    boot::load(&machine, payload, options.door)
+}
+
+/// Has accesses to the crash MSRs (with `trace` to all synthetic MSRs) handed out.
+fn route_msrs(vm: &VmFd, hv: Option<HvFeatures>, trace: bool) -> Result<()> {
+    let crash = hv.is_some_and(|f| f.contains(HvFeatures::CRASH));
+    let range = if trace {
+        TRACED_MSRS
+    } else if crash {
+        *msrs::RANGE.start()..*msrs::RANGE.end() + 1
+    } else {
+        return Ok(());
+    };
+    let reason = u64::from(KVM_MSR_EXIT_REASON_FILTER);
+    enable_vm_cap(vm, KVM_CAP_X86_USER_SPACE_MSR, reason).context("KVM_CAP_X86_USER_SPACE_MSR")?;
+    let msr_count = range.end - range.start;
+    // Bits of zero: none of the range is KVM's own to do.
+    let bitmap = vec![0u8; msr_count.div_ceil(8) as usize];
+    let filter = MsrFilterRange {
+        flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+        base: range.start,
+        msr_count,
+        bitmap: &bitmap,
+    };
+    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[filter]).context("KVM_X86_SET_MSR_FILTER")
+}
+
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    options: &Options,
+    hv: Option<HvFeatures>,
+) -> Result<Vec<VcpuFd>> {
+    let supported =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
+    let hv_supported = if hv.is_some() { supported_hv_cpuid(kvm)? } else { Vec::new() };
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    (0..options.cpus)
+        .map(|id| {
+            let shape = Shape {
+                id,
+                cpus: options.cpus,
+                hv,
+                tsc_deadline,
+                openvmm_like: options.openvmm_like,
+            };
+            let leaves = cpuid::shape(supported.as_slice(), &hv_supported, &shape);
+            create_vcpu(vm, id, hv, &leaves)
+                .with_context(|| format!("cannot create virtual processor {id}"))
+        })
+        .collect()
+}
+
+fn create_vcpu(
+    vm: &VmFd,
+    id: u32,
+    hv: Option<HvFeatures>,
+    leaves: &[kvm_cpuid_entry2],
+) -> Result<VcpuFd> {
+    let fd = vm.create_vcpu(id.into()).context("KVM_CREATE_VCPU")?;
+    if let Some(features) = hv {
+        let mut cap = kvm_enable_cap { cap: KVM_CAP_HYPERV_ENFORCE_CPUID, ..Default::default() };
+        cap.args[0] = 1;
+        fd.enable_cap(&cap).context("KVM_CAP_HYPERV_ENFORCE_CPUID")?;
+        if features.contains(HvFeatures::SYNIC) {
+            let cap = kvm_enable_cap { cap: KVM_CAP_HYPERV_SYNIC2, ..Default::default() };
+            fd.enable_cap(&cap).context("KVM_CAP_HYPERV_SYNIC2")?;
+        }
+    }
+    let cpuid = CpuId::from_entries(leaves).map_err(|e| anyhow::anyhow!("CPUID: {e:?}"))?;
+    fd.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
+    Ok(fd)
+}
+
+/// Starts a thread for each virtual processor.
+fn start(vcpus: Vec<Vcpu>, counters: &Counters, events: &Sender<Outcome>) -> Result<()> {
+    counters.first_entry();
+    for (id, mut vcpu) in vcpus.into_iter().enumerate() {
+        let events = events.clone();
+        thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .spawn(move || {
+                // The receiver lives until the program ends.
+                let _ = events.send(vcpu.run());
+            })
+            .context("cannot start a thread for a virtual processor")?;
+    }
+    Ok(())
+}
+
+/// Turns signals into events; SIGUSR1 into snapshots of the counters.
+fn watch_signals(
+    options: &Options,
+    counters: &Arc<Counters>,
+    events: &Sender<Outcome>,
+) -> Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1])
+        .context("cannot watch signals")?;
+    let (counters, events, stats) = (counters.clone(), events.clone(), options.stats.clone());
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            let mut snapshots = 0u32;
+            for signal in signals.forever() {
+                if signal != SIGUSR1 {
+                    let _ = events.send(Outcome::Signal(signal));
+                    continue;
+                }
+                let Some(path) = &stats else { continue };
+                let mut name = path.as_os_str().to_owned();
+                name.push(format!(".{snapshots}"));
+                snapshots += 1;
+                if let Err(error) = write_stats(Some(Path::new(&name)), &counters, None) {
+                    eprintln!("hvhost: {error:#}\r");
+                }
+            }
+        })
+        .context("cannot start the signal thread")?;
+    Ok(())
+}
+
+fn wait(options: &Options, ended: &mpsc::Receiver<Outcome>) -> Outcome {
+    let outcome = match options.time_limit() {
+        Some(limit) => ended.recv_timeout(limit),
+        None => ended.recv().map_err(|_| RecvTimeoutError::Disconnected),
+    };
+    outcome.unwrap_or_else(|error| match error {
+        RecvTimeoutError::Timeout => Outcome::Timeout,
+        RecvTimeoutError::Disconnected => Outcome::HostError("all threads have ended".into()),
+    })
+}
+
+fn write_stats(path: Option<&Path>, counters: &Counters, end: Option<&Outcome>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let report = match end {
+        Some(outcome) => {
+            let status = outcome.status();
+            counters.report(status.name(), Some(status.0))
+        }
+        None => counters.report("running", None),
+    };
+    report.write(path)
+}
+
+// What `route_msrs` asks KVM for is what `MsrExitReason` calls a filter exit.
+const _: () = assert!(MsrExitReason::Filter.bits() == KVM_MSR_EXIT_REASON_FILTER);

@@ -1,0 +1,257 @@
+//! The command line.
+
+use crate::features::HvFeatures;
+use crate::memory::{MAX_MEMORY, MIN_MEMORY};
+use anyhow::{Result, anyhow, bail};
+use clap::{Parser, ValueEnum};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Largest number of virtual processors.
+pub const MAX_CPUS: u32 = 64;
+
+/// Run one virtual machine that sees Hyper-V's interfaces.
+///
+/// The exit status is the guest's outcome: 0 power-off, 3 reset, 4 triple fault,
+/// 5 crash reported through the crash MSRs; 1 host error, 2 usage, 6 timeout.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "hvhost", version, max_term_width = 100)]
+pub struct Options {
+    /// Kernel: bzImage or ELF.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk or bundle.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Further modules behind the initrd, PVH door only.
+    #[arg(long, value_name = "FILE")]
+    pub module: Vec<PathBuf>,
+    /// Kernel command line.
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    pub append: String,
+    /// Guest memory, 64M to 64G.
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub memory: MemorySize,
+    /// Virtual processors, 1 to 64.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// How the kernel is entered.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub door: Door,
+    /// COM1: stdio, null, file:PATH or socket:PATH (a listening UNIX socket).
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    pub com1: SerialTarget,
+    /// COM2, likewise.
+    #[arg(long, value_name = "WHERE", default_value = "null")]
+    pub com2: SerialTarget,
+    /// Host features to withhold, comma-separated, or `all`.
+    #[arg(long, value_name = "LIST", default_value = "")]
+    pub hv_without: String,
+    /// Offer no Hyper-V interface at all.
+    #[arg(long, conflicts_with = "hv_without")]
+    pub no_hyperv: bool,
+    /// Take the entry state and the features OpenVMM gives on KVM.
+    #[arg(long)]
+    pub openvmm_like: bool,
+    /// Write counters as JSON at the end, and to FILE.N at each SIGUSR1.
+    #[arg(long, value_name = "FILE")]
+    pub stats: Option<PathBuf>,
+    /// Note in the counters when TEXT first appears on COM1.
+    #[arg(long, value_name = "TEXT")]
+    pub marker: Vec<String>,
+    /// End with status 6 after this many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// Count accesses to synthetic MSRs by number. Slow: each becomes a user exit.
+    #[arg(long)]
+    pub trace_msrs: bool,
+}
+
+impl Options {
+    /// Checks what the parser cannot.
+    ///
+    /// # Errors
+    /// One line that says what is wrong.
+    pub fn validate(&self) -> Result<()> {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            bail!("--cpus {} is not in 1 to {MAX_CPUS}", self.cpus);
+        }
+        let bytes = self.memory.0;
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) {
+            bail!("--memory of {} MiB is not in 64 MiB to 64 GiB", bytes >> 20);
+        }
+        if self.com1 == SerialTarget::Stdio && self.com2 == SerialTarget::Stdio {
+            bail!("--com1 and --com2 cannot both use stdio");
+        }
+        if !self.module.is_empty() && self.door == Door::Linux64 {
+            bail!("--module needs the PVH door; the Linux boot protocol has one slot, the initrd");
+        }
+        HvFeatures::all_without(&self.hv_without)?;
+        Ok(())
+    }
+
+    /// Host features of this run; `None` without Hyper-V.
+    ///
+    /// # Errors
+    /// An unknown name in `--hv-without`.
+    pub fn hv_features(&self) -> Result<Option<HvFeatures>> {
+        if self.no_hyperv {
+            return Ok(None);
+        }
+        let offered = HvFeatures::all_without(&self.hv_without)?;
+        Ok(Some(if self.openvmm_like { offered & HvFeatures::OPENVMM } else { offered }))
+    }
+
+    /// The time limit.
+    #[must_use]
+    pub fn time_limit(&self) -> Option<Duration> {
+        self.timeout.map(Duration::from_secs)
+    }
+}
+
+/// The way into the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Door {
+    /// bzImage: linux64; ELF with a PVH note: pvh; other ELF: linux64.
+    Auto,
+    /// 32-bit entry with `hvm_start_info`.
+    Pvh,
+    /// 64-bit entry with `boot_params`.
+    Linux64,
+}
+
+/// A size in bytes, written as `512M`, `1G`, or plain MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySize(pub u64);
+
+impl FromStr for MemorySize {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let number: u64 =
+            digits.parse().map_err(|_| anyhow!("expected a size such as 512M or 1G"))?;
+        let shift = match text.get(digits.len()..).unwrap_or("").to_ascii_lowercase().as_str() {
+            "" | "m" | "mb" | "mib" => 20,
+            "k" | "kb" | "kib" => 10,
+            "g" | "gb" | "gib" => 30,
+            _ => bail!("expected a size such as 512M or 1G"),
+        };
+        let bytes = number.checked_mul(1 << shift).ok_or_else(|| anyhow!("size too large"))?;
+        if bytes % (1 << 20) != 0 {
+            bail!("the size must be whole MiB");
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// What a serial port is connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SerialTarget {
+    /// Standard input and output.
+    Stdio,
+    /// Nothing.
+    Null,
+    /// A file that receives the output.
+    File(PathBuf),
+    /// A UNIX socket this program listens on; one peer at a time.
+    Socket(PathBuf),
+}
+
+impl FromStr for SerialTarget {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once(':') {
+            None if text == "stdio" => Ok(Self::Stdio),
+            None if text == "null" => Ok(Self::Null),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("socket", path)) if !path.is_empty() => Ok(Self::Socket(path.into())),
+            _ => bail!("expected stdio, null, file:PATH or socket:PATH"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> std::result::Result<Options, clap::Error> {
+        Options::try_parse_from(["hvhost", "--kernel", "k"].iter().chain(words))
+    }
+
+    #[test]
+    fn defaults() {
+        let o = parse(&[]).unwrap();
+        assert_eq!((o.memory.0, o.cpus, o.door), (1 << 30, 1, Door::Auto));
+        assert_eq!((o.com1.clone(), o.com2.clone()), (SerialTarget::Stdio, SerialTarget::Null));
+        assert!(o.validate().is_ok());
+        assert_eq!(o.hv_features().unwrap(), Some(HvFeatures::all()));
+    }
+
+    #[test]
+    fn everything_given() {
+        let o = parse(&[
+            "--append",
+            "-x console=ttyS0",
+            "--memory",
+            "64",
+            "--cpus",
+            "64",
+            "--door",
+            "linux64",
+            "--com1",
+            "file:/a:b",
+            "--com2",
+            "socket:/s",
+            "--hv-without",
+            "tlbflush,ipi",
+            "--stats",
+            "s",
+            "--timeout",
+            "9",
+            "--marker",
+            "a",
+            "--marker",
+            "b",
+        ])
+        .unwrap();
+        assert!(o.validate().is_ok());
+        assert_eq!(o.append, "-x console=ttyS0");
+        assert_eq!(o.memory.0, 64 << 20);
+        assert_eq!(o.com1, SerialTarget::File("/a:b".into()));
+        assert_eq!(o.com2, SerialTarget::Socket("/s".into()));
+        assert_eq!(o.time_limit(), Some(Duration::from_secs(9)));
+        assert_eq!(o.marker, ["a", "b"]);
+        assert!(!o.hv_features().unwrap().unwrap().contains(HvFeatures::IPI));
+    }
+
+    #[test]
+    fn refusals() {
+        assert!(parse(&["--memory", "1T"]).is_err());
+        assert!(parse(&["--memory", "99999999999G"]).is_err());
+        assert!(parse(&["--memory", "1023K"]).is_err());
+        assert!(parse(&["--com1", "file:"]).is_err());
+        assert!(parse(&["--door", "multiboot"]).is_err());
+        assert!(parse(&["--no-hyperv", "--hv-without", "ipi"]).is_err());
+        for words in [
+            &["--cpus", "0"][..],
+            &["--cpus", "65"],
+            &["--memory", "63M"],
+            &["--memory", "65G"],
+            &["--com2", "stdio"],
+            &["--hv-without", "tlb"],
+            &["--door", "linux64", "--module", "m"],
+        ] {
+            assert!(parse(words).unwrap().validate().is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, mib) in [("64M", 64), ("1g", 1024), ("2GiB", 2048), ("512", 512), ("2048k", 2)] {
+            assert_eq!(text.parse::<MemorySize>().unwrap().0, mib << 20, "{text}");
+        }
+    }
+}

@@ -11,7 +11,7 @@ use xen_abi::{GuestVa, MachineAddr, Mfn, Pfn, SharedView};
 
 use crate::cpu::{self, Cpu, msr};
 use crate::mm::layout::{M2P_L4_SLOT, SHIM_L4_SLOT};
-use crate::mm::{guest, phys_to_virt};
+use crate::mm::{guest, phys_to_virt, words};
 
 /// The platform on this processor.
 pub struct Shim<'a> {
@@ -27,6 +27,19 @@ impl GuestMemory for Shim<'_> {
     #[inline]
     fn copy_to_guest(&self, dst: GuestVa, src: &[u8]) -> Result<(), Fault> {
         if guest::copy_to(dst, src) { Ok(()) } else { Err(Fault) }
+    }
+    #[inline(always)]
+    fn read_words<const WORDS: usize>(&self, src: GuestVa) -> Result<[u64; WORDS], Fault> {
+        let mut to = [0; WORDS];
+        if words::read(&mut to, src) { Ok(to) } else { Err(Fault) }
+    }
+    #[inline(always)]
+    fn write_words<const WORDS: usize>(
+        &self,
+        dst: GuestVa,
+        from: [u64; WORDS],
+    ) -> Result<(), Fault> {
+        if words::write(dst, &from) { Ok(()) } else { Err(Fault) }
     }
     #[inline]
     fn frame(&self, mfn: Mfn) -> Option<&'static PageWords> {

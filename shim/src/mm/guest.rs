@@ -165,7 +165,7 @@ pub fn acquire(pfn: Pfn) -> Option<Mfn> {
 
 /// Whether a guest range stays clear of the hole.
 #[inline]
-fn outside_hole(va: GuestVa, bytes: usize) -> bool {
+pub(super) fn outside_hole(va: GuestVa, bytes: usize) -> bool {
     match va.0.checked_add(bytes as u64) {
         Some(end) => end <= HOLE_START || va.0 >= HOLE_END,
         None => false,

@@ -14,9 +14,9 @@ pub fn bundle(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> io::Result
     let mut archive = Archive::new(Vec::with_capacity(size));
     archive.dir("pontoon")?;
     archive.file("pontoon/cmdline", 0o444, cmdline.as_bytes())?;
-    archive.aligned_file("pontoon/pad0", "pontoon/kernel", PAGE, kernel)?;
+    archive.aligned_file("pontoon/.pad", "pontoon/kernel", PAGE, kernel)?;
     if let Some(initrd) = initrd {
-        archive.aligned_file("pontoon/pad1", "pontoon/initrd", PAGE, initrd)?;
+        archive.aligned_file("pontoon/.pad", "pontoon/initrd", PAGE, initrd)?;
     }
     archive.finish()
 }

@@ -60,8 +60,8 @@ impl Machine {
         }
     }
 
-    /// The same guest under the shim; the bundle is written to `dir`. Words for
-    /// the shim stay on the loader's command line, where it looks for them first.
+    /// The same guest under the shim; the bundle, with the command line in it, is
+    /// written to `dir`.
     pub fn under_shim(&self, dir: &Path) -> Result<Self> {
         let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
         let kernel = read(&self.kernel)?;
@@ -70,8 +70,7 @@ impl Machine {
         let file = tempfile::Builder::new().prefix("bundle-").tempfile_in(dir)?;
         std::fs::write(file.path(), made)?;
         let (_, path) = file.keep()?;
-        let words: Vec<_> = self.append.split_whitespace().filter(|w| w.starts_with("pontoon.")).collect();
-        Ok(Self { kernel: artefact::SHIM.find()?, initrd: Some(path), append: words.join(" "), ..self.clone() })
+        Ok(Self { kernel: artefact::SHIM.find()?, initrd: Some(path), append: String::new(), ..self.clone() })
     }
 
     /// hvhost's arguments, with paths as `place` gives them.

@@ -18,15 +18,15 @@ if [ "$hypervisor" ]; then
 else
 	echo "Linux $(uname -r). Leave with 'poweroff', 'reboot' or Ctrl-D."
 fi
-setsid cttyhack sh
+# What busybox's own poweroff, reboot and halt send to process 1.
+trap 'sync; poweroff -f' USR1 USR2
+trap 'sync; reboot -f' TERM
+setsid cttyhack sh </dev/console &
+wait $!
 sync
 poweroff -f
 sleep 60
 "#;
-
-/// Poweroff and reboot without an init that would answer signals.
-const POWEROFF: &str = "#!/bin/sh\nexec busybox poweroff -f\n";
-const REBOOT: &str = "#!/bin/sh\nexec busybox reboot -f\n";
 
 /// A program or file to put into an initramfs.
 pub struct Extra {
@@ -77,11 +77,8 @@ pub fn build(init: &str, extras: &[Extra]) -> Result<Vec<u8>> {
     archive.file("bin/busybox", 0o755, &fs::read(&busybox)?)?;
     archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n")?;
     for applet in String::from_utf8_lossy(&list.stdout).lines() {
-        match applet {
-            "busybox" => {}
-            "poweroff" => archive.file("bin/poweroff", 0o755, POWEROFF.as_bytes())?,
-            "reboot" => archive.file("bin/reboot", 0o755, REBOOT.as_bytes())?,
-            applet => archive.link(&format!("bin/{applet}"), "busybox")?,
+        if applet != "busybox" {
+            archive.link(&format!("bin/{applet}"), "busybox")?;
         }
     }
     for extra in extras {

@@ -134,7 +134,7 @@ pub fn exception<P: Platform>(
 ) {
     if vector == trap::NM {
         // Xen's do_device_not_available: the handler may use the FPU.
-        cx.plat.set_ts(false);
+        crate::emulate::set_ts(cx, false);
     }
     let to = cx.vcpu.traps.handler(vector);
     match error_code {

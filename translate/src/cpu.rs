@@ -60,7 +60,7 @@ pub fn set_segment_base<P: Platform>(cx: &mut Ctx<'_, P>, which: u64, base: u64)
 /// # Errors
 /// None.
 pub fn fpu_taskswitch<P: Platform>(cx: &mut Ctx<'_, P>, set: u64) -> HcResult {
-    cx.plat.set_ts(set as u32 != 0);
+    crate::emulate::set_ts(cx, set as u32 != 0);
     ret(0)
 }
 
@@ -80,4 +80,60 @@ pub fn vm_assist<P: Platform>(cx: &mut Ctx<'_, P>, cmd: u64, assist: u64) -> HcR
         _ => return Err(Errno::ENOSYS),
     };
     ret(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Call, Machine};
+
+    #[test]
+    fn segment_bases() {
+        let mut machine = Machine::new();
+        let mut set = |which, base| set_segment_base(&mut machine.cx(), which, base);
+        assert_eq!(set(0, 0x7f00_0000_0000), ret(0));
+        assert_eq!(set(1, 0x7f00_0000_1000), ret(0));
+        assert_eq!(set(2, 0xffff_8880_0000_0000), ret(0));
+        assert_eq!(set(0, 1 << 47), Err(Errno::EINVAL));
+        assert_eq!(set(4, 0), Err(Errno::EINVAL));
+        assert_eq!(set(3, 0x28), ret(0));
+        assert_eq!(set(3, 0x1234_0002), ret(0));
+        assert_eq!(set(3, 0x50), ret(0), "a bad selector is no error");
+        let calls = machine.plat.calls();
+        assert_eq!(
+            calls[..3],
+            [
+                Call::SetSegmentBase(SegmentBase::Fs, 0x7f00_0000_0000),
+                Call::SetSegmentBase(SegmentBase::GsUser, 0x7f00_0000_1000),
+                Call::SetSegmentBase(SegmentBase::GsKernel, 0xffff_8880_0000_0000),
+            ]
+        );
+        let selectors = [Call::LoadUserGs(0x2b), Call::LoadUserGs(2), Call::LoadUserGs(0x53)];
+        assert_eq!(calls[4..], selectors, "RPL 3, but for null");
+    }
+
+    #[test]
+    fn assists() {
+        let mut machine = Machine::new();
+        let mut assist = |cmd, number| vm_assist(&mut machine.cx(), cmd, number);
+        for number in [0, 1, 2, 3, 4, 5, 32] {
+            assert_eq!(assist(0, number), ret(0));
+        }
+        assert_eq!(assist(1, 2), ret(0));
+        for number in [6, 31, 33, 63, 64, 0xffff_ffff] {
+            assert_eq!(assist(0, number), Err(Errno::EINVAL));
+        }
+        assert_eq!(assist(2, 0), Err(Errno::ENOSYS));
+        assert_eq!(machine.dom.vm_assist.load(Relaxed), 0x1_0000_003b);
+    }
+
+    #[test]
+    fn the_rest() {
+        let mut machine = Machine::new();
+        assert_eq!(stack_switch(&mut machine.cx(), 0xe02b, 0xffff_c900_0000_4000), ret(0));
+        assert_eq!(machine.vcpus[0].entry.kernel_sp, 0xffff_c900_0000_4000);
+        assert_eq!(fpu_taskswitch(&mut machine.cx(), 1), ret(0));
+        assert_eq!(fpu_taskswitch(&mut machine.cx(), 0), ret(0));
+        assert_eq!(machine.plat.calls(), [Call::SetTs(true), Call::SetTs(false)]);
+    }
 }

@@ -39,6 +39,15 @@ impl Default for DebugRegs {
     }
 }
 
+impl DebugRegs {
+    /// DR7 enable bits of I/O breakpoints, which the emulation of IN and OUT looks at.
+    #[inline]
+    #[must_use]
+    pub const fn io_enables(&self) -> u64 {
+        self.dr7_io
+    }
+}
+
 /// Whether a guest may name this linear address: canonical, below or above the hypervisor's hole
 /// (Xen's `__addr_ok`).
 #[inline]
@@ -130,4 +139,51 @@ pub fn set_debugreg<P: Platform>(cx: &mut Ctx<'_, P>, reg: u64, value: u64) -> H
 /// `ENODEV`.
 pub fn get_debugreg<P: Platform>(cx: &mut Ctx<'_, P>, reg: u64) -> HcResult {
     ret(read(cx, reg & 0xffff_ffff)?.cast_signed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Call, Machine};
+
+    #[test]
+    fn breakpoints_are_written_and_read() {
+        let mut machine = Machine::new();
+        assert_eq!(set_debugreg(&mut machine.cx(), 0, 0xffff_ffff_8100_0000), ret(0));
+        assert_eq!(set_debugreg(&mut machine.cx(), 7, 0x1), ret(0));
+        assert_eq!(get_debugreg(&mut machine.cx(), 0), ret(0xffff_ffff_8100_0000_u64 as i64));
+        assert_eq!(get_debugreg(&mut machine.cx(), 7), ret(0x401));
+        assert_eq!(get_debugreg(&mut machine.cx(), 6), ret(0xffff_0ff0));
+        assert_eq!(
+            machine.plat.calls(),
+            [Call::SetDebugreg(0, 0xffff_ffff_8100_0000), Call::SetDebugreg(7, 0x401)]
+        );
+    }
+
+    #[test]
+    fn what_may_not_be_set() {
+        let mut machine = Machine::new();
+        let mut set = |reg, value| set_debugreg(&mut machine.cx(), reg, value);
+        assert_eq!(set(1, 0xffff_8000_0000_1000), Err(Errno::EPERM), "the hypervisor's hole");
+        assert_eq!(set(1, 0x8000_0000_0000), Err(Errno::EPERM), "not canonical");
+        assert_eq!(set(7, 1 << 32), Err(Errno::EINVAL));
+        assert_eq!(set(6, 1 << 32), Err(Errno::EINVAL));
+        assert_eq!(set(7, 1 << 13), Err(Errno::EPERM), "GD");
+        assert_eq!(set(7, 0x2_0001), Err(Errno::EPERM), "an I/O breakpoint without CR4.DE");
+        assert_eq!(set(7, 0x2_0000), ret(0), "nothing is enabled");
+        assert_eq!(set(8, 0), Err(Errno::ENODEV));
+        assert_eq!(set(4, 0), ret(0), "DR4 is DR6");
+        machine.plat.state().guest_cr4 = CR4_DE;
+        assert_eq!(set_debugreg(&mut machine.cx(), 5, 0), Err(Errno::ENODEV));
+        assert_eq!(get_debugreg(&mut machine.cx(), 4), Err(Errno::ENODEV));
+    }
+
+    #[test]
+    fn io_breakpoints_are_shown_and_not_armed() {
+        let mut machine = Machine::new();
+        machine.plat.state().guest_cr4 = CR4_DE;
+        assert_eq!(set_debugreg(&mut machine.cx(), 7, 0x20_000f), ret(0));
+        assert_eq!(machine.plat.calls(), [Call::SetDebugreg(7, 0x20_0403)]);
+        assert_eq!(get_debugreg(&mut machine.cx(), 7), ret(0x20_040f));
+    }
 }

@@ -137,7 +137,13 @@ pub fn linux_like(more: &[Vec<u8>]) -> Vec<u8> {
             Seg { kind: 4, flags: 4, paddr: 0, bytes: &notes, memsz: notes.len() as u64 },
             Seg { kind: 1, flags: 5, paddr: LOAD_ADDR, bytes: &[b'K'; 0x3000], memsz: 0x4000 },
             Seg { kind: 1, flags: 6, paddr: LOAD_ADDR + 0x5008, bytes: b"data", memsz: 0x10 },
-            Seg { kind: 1, flags: 4, paddr: 0xdead_0000, bytes: b"read-only: not loaded", memsz: 64 },
+            Seg {
+                kind: 1,
+                flags: 4,
+                paddr: 0xdead_0000,
+                bytes: b"read-only: not loaded",
+                memsz: 64,
+            },
         ],
     )
 }

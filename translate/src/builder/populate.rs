@@ -123,10 +123,8 @@ pub fn populate<M: BuildMemory>(
         memory.zero(place.pfn, place.bytes, place.bytes.wrapping_neg() % PAGE_SIZE);
     }
     p2m(layout, memory);
-    for pfn in [Some(layout.console_pfn), layout.store_pfn, Some(layout.stack_pfn)] {
-        if let Some(pfn) = pfn {
-            memory.zero(pfn, 0, PAGE_SIZE);
-        }
+    for pfn in [layout.console_pfn, layout.stack_pfn].into_iter().chain(layout.store_pfn) {
+        memory.zero(pfn, 0, PAGE_SIZE);
     }
     start_info(layout, cmdline, machine, memory);
     page_tables(layout, memory);

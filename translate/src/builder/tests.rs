@@ -14,12 +14,8 @@ use super::layout::{self, Config, Layout};
 use super::populate::{Machine, Start, populate};
 use super::{BuildError, Kernel};
 
-const MACHINE: Machine = Machine {
-    shared_info: MachineAddr(0xabc000),
-    console_evtchn: 2,
-    store_evtchn: 1,
-    flags: 0,
-};
+const MACHINE: Machine =
+    Machine { shared_info: MachineAddr(0xabc000), console_evtchn: 2, store_evtchn: 1, flags: 0 };
 
 fn init_p2m() -> Vec<u8> {
     note(NoteType::INIT_P2M, &0x80_0000_0000u64.to_le_bytes())

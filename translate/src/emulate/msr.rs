@@ -1,0 +1,167 @@
+//! RDMSR and WRMSR: Xen 4.17's filter for a PV domU. `None` is the guest's #GP.
+//!
+//! Features that go with an MSR of speculation control, and the MSRs with them, are hidden: ring 0
+//! has no access to them on the guest's behalf yet.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use xen_abi::Mfn;
+use xen_abi::arch::vector;
+use xen_abi::cpuid::XEN_HYPERCALL_MSR;
+
+use super::control;
+use super::cpuid::{Vendor, vendor};
+use crate::Ctx;
+use crate::builder::hypercall_page;
+use crate::platform::{Platform, SegmentBase};
+
+const P5_MC_ADDR: u32 = 0;
+const P5_MC_TYPE: u32 = 1;
+const TSC: u32 = 0x10;
+const PLATFORM_ID: u32 = 0x17;
+const APIC_BASE: u32 = 0x1b;
+const UCODE_REV: u32 = 0x8b;
+const PLATFORM_INFO: u32 = 0xce;
+const MPERF: u32 = 0xe7;
+const APERF: u32 = 0xe8;
+const MISC_FEATURES_ENABLES: u32 = 0x140;
+const MCG_CAP: u32 = 0x179;
+const MCG_STATUS: u32 = 0x17a;
+const PERF_STATUS: u32 = 0x198;
+const PERF_CTL: u32 = 0x199;
+const THERM_CONTROL: u32 = 0x19a;
+const THERM_STATUS: u32 = 0x19c;
+const MISC_ENABLE: u32 = 0x1a0;
+const ENERGY_PERF_BIAS: u32 = 0x1b0;
+const PAT: u32 = 0x277;
+const PERF_CAPABILITIES: u32 = 0x345;
+const EFER: u32 = 0xc000_0080;
+const FS_BASE: u32 = 0xc000_0100;
+const GS_BASE: u32 = 0xc000_0101;
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
+const TSC_AUX: u32 = 0xc000_0103;
+const K8_HWCR: u32 = 0xc001_0015;
+const AMD64_NB_CFG: u32 = 0xc001_001f;
+const AMD64_DE_CFG: u32 = 0xc001_1029;
+
+/// Xen's PAT: WB, WT, UC-, UC, WC, WP, UC, UC.
+const PAT_VALUE: u64 = 0x0000_0501_0007_0406;
+/// SCE, LME, LMA, NXE.
+const EFER_VALUE: u64 = 0xd01;
+/// Fast strings; no branch trace, no precise events; no perf, no MONITOR; xTPR off.
+const MISC_ENABLE_VALUE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 23;
+/// The local APIC's address, enabled; the boot processor's bit.
+const APIC_BASE_VALUE: u64 = 0xfee0_0800;
+const APIC_BASE_BSP: u64 = 1 << 8;
+const DE_CFG_LFENCE_SERIALISE: u64 = 1 << 1;
+
+/// Counters of the vendors' performance monitors: without a virtual PMU they read 0 and ignore
+/// writes.
+const fn is_perf_counter(vendor: Vendor, msr: u32) -> bool {
+    match vendor {
+        Vendor::Intel => matches!(msr, 0xc1..=0xc8 | 0x186..=0x18d | 0x309..=0x30b | 0x38d..=0x390),
+        Vendor::Amd => matches!(msr, 0xc001_0000..=0xc001_0007 | 0xc001_0200..=0xc001_020b),
+        Vendor::Other => false,
+    }
+}
+
+/// Power states, FID/VID: 0 and ignored.
+const fn is_amd_pstate(msr: u32) -> bool {
+    matches!(msr, 0xc001_0041 | 0xc001_0042 | 0xc001_0061..=0xc001_006b)
+}
+
+fn segment(msr: u32) -> Option<SegmentBase> {
+    match msr {
+        FS_BASE => Some(SegmentBase::Fs),
+        GS_BASE => Some(SegmentBase::GsKernel),
+        KERNEL_GS_BASE => Some(SegmentBase::GsUser),
+        _ => None,
+    }
+}
+
+/// RDMSR.
+pub(super) fn read<P: Platform>(cx: &Ctx<'_, P>, msr: u32) -> Option<u64> {
+    // Once per context switch of a guest with FSGSBASE.
+    if let Some(which) = segment(msr) {
+        return Some(cx.plat.segment_base(which));
+    }
+    let value = known(cx, msr);
+    // Before the guest has a #GP handler, Xen pretends that any real MSR reads 0.
+    let early = cx.vcpu.traps.handler(vector::GP).address == 0 && msr >> 16 != 0x4000;
+    value.or(if early { Some(0) } else { None })
+}
+
+fn known<P: Platform>(cx: &Ctx<'_, P>, msr: u32) -> Option<u64> {
+    let vendor = vendor(cx);
+    let intel = |value| (vendor == Vendor::Intel).then_some(value);
+    let amd = |value| (vendor == Vendor::Amd).then_some(value);
+    match msr {
+        TSC => Some(control::tsc(cx)),
+        EFER => Some(EFER_VALUE),
+        PAT => Some(PAT_VALUE),
+        APIC_BASE => Some(APIC_BASE_VALUE | if cx.vcpu.id == 0 { APIC_BASE_BSP } else { 0 }),
+        TSC_AUX => has_tsc_aux(cx).then_some(cx.vcpu.control.tsc_aux.into()),
+        // No CPUID faulting on offer, none on; no revision known; no machine-check banks.
+        PLATFORM_INFO | MISC_FEATURES_ENABLES | PERF_CAPABILITIES => Some(0),
+        P5_MC_ADDR | P5_MC_TYPE | MCG_CAP | MCG_STATUS => Some(0),
+        UCODE_REV => (vendor != Vendor::Other).then_some(0),
+        PLATFORM_ID | PERF_STATUS | PERF_CTL | THERM_STATUS => intel(0),
+        MISC_ENABLE => intel(MISC_ENABLE_VALUE),
+        K8_HWCR | AMD64_NB_CFG => amd(0),
+        AMD64_DE_CFG => amd(DE_CFG_LFENCE_SERIALISE),
+        _ if is_amd_pstate(msr) => amd(0),
+        _ if is_perf_counter(vendor, msr) => Some(0),
+        _ => None,
+    }
+}
+
+/// WRMSR.
+pub(super) fn write<P: Platform>(cx: &mut Ctx<'_, P>, msr: u32, value: u64) -> Option<()> {
+    if let Some(which) = segment(msr) {
+        return cx.plat.set_segment_base(which, value).then_some(());
+    }
+    let vendor = vendor(cx);
+    let intel = vendor == Vendor::Intel;
+    let amd = vendor == Vendor::Amd;
+    let accepted = match msr {
+        // The current value may be written back.
+        EFER => value == EFER_VALUE,
+        TSC_AUX => return write_tsc_aux(cx, value),
+        XEN_HYPERCALL_MSR => return write_hypercall_page(cx, value),
+        UCODE_REV => intel && value == 0,
+        MISC_FEATURES_ENABLES => value == 0,
+        // Ignored, whatever the value.
+        MISC_ENABLE | PERF_CTL | THERM_CONTROL | ENERGY_PERF_BIAS => intel,
+        MPERF | APERF => intel || amd,
+        K8_HWCR | AMD64_DE_CFG => amd,
+        AMD64_NB_CFG => true,
+        _ => amd && is_amd_pstate(msr) || is_perf_counter(vendor, msr),
+    };
+    accepted.then_some(())
+}
+
+/// RDTSCP, or RDPID: either makes TSC_AUX exist.
+fn has_tsc_aux<P: Platform>(cx: &Ctx<'_, P>) -> bool {
+    super::cpuid::cpuid(cx, 0x8000_0001, 0, true).edx >> 27 & 1 == 1
+        || super::cpuid::cpuid(cx, 7, 0, true).ecx >> 22 & 1 == 1
+}
+
+fn write_tsc_aux<P: Platform>(cx: &mut Ctx<'_, P>, value: u64) -> Option<()> {
+    let value = u32::try_from(value).ok().filter(|_| has_tsc_aux(cx))?;
+    cx.vcpu.control.tsc_aux = value;
+    cx.plat.set_tsc_aux(value);
+    Some(())
+}
+
+/// Fills a hypercall page: the value is its machine address, the low bits its index, 0.
+fn write_hypercall_page<P: Platform>(cx: &Ctx<'_, P>, value: u64) -> Option<()> {
+    if value & 0xfff != 0 {
+        return None;
+    }
+    let words = cx.plat.frame(Mfn(value >> 12))?;
+    let page = hypercall_page();
+    for (word, bytes) in words.iter().zip(page.as_chunks::<8>().0) {
+        word.store(u64::from_le_bytes(*bytes), Relaxed);
+    }
+    Some(())
+}

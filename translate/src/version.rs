@@ -9,9 +9,10 @@ use core::sync::atomic::Ordering;
 
 use xen_abi::features::xenfeat;
 use xen_abi::hypercall::VMASST_TYPE_PAE_EXTENDED_CR3;
+use xen_abi::mm::HYPERVISOR_VIRT_START;
 use xen_abi::version::{
-    CAPABILITIES_INFO_LEN, CHANGESET_INFO_LEN, EXTRAVERSION_LEN, HYPERVISOR_VIRT_START,
-    XenCompileInfo, XenFeatureInfo, XenPlatformParameters, XenVer,
+    CAPABILITIES_INFO_LEN, CHANGESET_INFO_LEN, EXTRAVERSION_LEN, XenCompileInfo, XenFeatureInfo,
+    XenPlatformParameters, XenVer,
 };
 use xen_abi::{Errno, GuestVa, PAGE_SIZE};
 

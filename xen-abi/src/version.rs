@@ -64,8 +64,3 @@ pub struct XenFeatureInfo {
     pub submap: u32,
 }
 const_assert_eq!(size_of::<XenFeatureInfo>(), 8);
-
-/// First address of the hypervisor's hole (`HYPERVISOR_VIRT_START`, `arch-x86/xen-x86_64.h`).
-pub const HYPERVISOR_VIRT_START: u64 = 0xffff_8000_0000_0000;
-/// One past its last (`HYPERVISOR_VIRT_END`).
-pub const HYPERVISOR_VIRT_END: u64 = 0xffff_8800_0000_0000;

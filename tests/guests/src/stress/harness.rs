@@ -158,12 +158,13 @@ fn read_until_end(fd: i32, text: &mut Vec<u8>) -> bool {
     }
 }
 
-/// Runs the checks in order; the number that failed.
-pub fn run_all(checks: &[Check]) -> usize {
+/// Runs the checks in order; the number that failed. A check in `known` may.
+pub fn run_all(checks: &[Check], known: &[String]) -> usize {
     let mut failed = 0;
     for (name, check) in checks {
         match run(*check) {
             Ok(()) => println!("ok {name}"),
+            Err(why) if known.iter().any(|k| k == name) => println!("known {name}: {why}"),
             Err(why) => {
                 failed += 1;
                 println!("FAIL {name}: {why}");

@@ -1,4 +1,7 @@
 //! Every software interrupt: three gates are open to programs, no other.
+//!
+//! Real Xen fails this under QEMU's TCG, whose error codes count gates of 16
+//! bytes: Xen takes `int 2` for `int 4` and `int 0x40` for `int 0x80`.
 
 use crate::ensure;
 use crate::fault::{self, catch};
@@ -23,13 +26,15 @@ fn int_n() -> Outcome {
             wrong.push(format!("int {vector:#x}: {found:x?}"));
             continue;
         }
-        // The frame's error code names the gate: vector * 8 + 2.
-        let gate = u64::from(vector) * 8 + 2;
-        let frame = found.map(|f| (f.trap, f.error));
-        if !matches!(vector, 3 | 4) && frame != Some((13, gate)) {
-            wrong.push(format!("int {vector:#x}: frame {frame:x?}"));
+        // The frame's error code names the gate: vector * 8 + 2. QEMU's TCG
+        // counts in gates of 16 bytes.
+        let gates = [u64::from(vector) * 8 + 2, u64::from(vector) * 16 + 2];
+        let right = found.is_some_and(|f| f.trap == 13 && gates.contains(&f.error));
+        if !matches!(vector, 3 | 4) && !right {
+            wrong.push(format!("int {vector:#x}: {found:x?}"));
         }
     }
-    ensure!(wrong.is_empty(), "{} wrong: {}", wrong.len(), wrong.join("; "));
+    let first = wrong.first().map_or("", String::as_str);
+    ensure!(wrong.is_empty(), "{} wrong, the first: {first}", wrong.len());
     Ok(())
 }

@@ -164,9 +164,6 @@ fn iopl() -> Outcome {
     let _ = unsafe { libc::iopl(3) };
     let fault = out_80();
     ensure!(fault.is_none_or(|f| f.signal == libc::SIGSEGV), "out with iopl(3): {fault:x?}");
-    // Linux emulates IOPL since 5.5: no interrupt flag for programs. Older ones
-    // give it away, harmlessly under a hypervisor.
-    let _ = unsafe { probe!("cli", "sti") };
     unsafe { libc::iopl(0) };
     fault::expect_signal("out after iopl(0)", out_80(), libc::SIGSEGV)
 }

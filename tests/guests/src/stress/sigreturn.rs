@@ -2,8 +2,8 @@
 //! never itself: the final IRET faults on what was put there, in ring 0 or in
 //! the hypervisor, at the worst place of all.
 //!
-//! Real Xen fails some of these: it forces RPL 3 on a code selector, and its
-//! own flat selectors (0xe033 and below) are usable by every program.
+//! Real Xen fails `sigreturn_bad_cs`: it forces RPL 3 on a code selector, raises
+//! the kernel's own to DPL 3, and lends every program its flat selectors.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -191,7 +191,7 @@ fn garbage() -> Outcome {
 fn storm() -> Outcome {
     for i in 0..60 {
         let (field, value) =
-            [(Field::Cs, 0x13), (Field::Rip, 0x8000_0000_0000), (Field::Cs, 0xfffb)][i % 3];
+            [(Field::Cs, 0x2b), (Field::Rip, 0x8000_0000_0000), (Field::Cs, 0xfffb)][i % 3];
         let ending = with(field, value)?;
         ensure!(matches!(ending, Ending::Killed(libc::SIGSEGV)), "round {i}: {ending:?}");
     }

@@ -57,3 +57,60 @@ pub fn shutdown(reason: u32) -> ! {
         unsafe { raw(SCHED_OP, [SCHEDOP_SHUTDOWN, arg, 0, 0, 0, 0]) };
     }
 }
+
+/// `struct trap_info`, `xen/include/public/arch-x86/xen.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TrapInfo {
+    /// Vector.
+    pub vector: u8,
+    /// 0-3: privilege level; bit 2: mask events on entry.
+    pub flags: u8,
+    /// Code selector.
+    pub cs: u16,
+    /// Padding.
+    pub pad: u32,
+    /// Handler; 0 ends the table.
+    pub address: u64,
+}
+
+/// `struct callback_register`, `xen/include/public/callback.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Callback {
+    /// `CALLBACKTYPE_*`.
+    pub kind: u16,
+    /// `CALLBACKF_mask_events`.
+    pub flags: u16,
+    /// Padding.
+    pub pad: u32,
+    /// Handler.
+    pub address: u64,
+}
+
+fn address_of<T: ?Sized>(value: &T) -> u64 {
+    core::ptr::from_ref(value).cast::<u8>().expose_provenance() as u64
+}
+
+/// `HYPERVISOR_set_trap_table`.
+pub fn set_trap_table(table: &[TrapInfo]) -> i64 {
+    // SAFETY: reads `table` up to its null entry.
+    unsafe { raw(0, [address_of(table), 0, 0, 0, 0, 0]) }
+}
+
+/// `CALLBACKOP_register`.
+pub fn register_callback(callback: &Callback) -> i64 {
+    // SAFETY: reads `callback`.
+    unsafe { raw(30, [0, address_of(callback), 0, 0, 0, 0]) }
+}
+
+/// `MMU_NORMAL_PT_UPDATE` of one entry.
+///
+/// # Safety
+/// Changes how memory is mapped.
+pub unsafe fn mmu_update(machine_address: u64, value: u64) -> i64 {
+    const DOMID_SELF: u64 = 0x7ff0;
+    let request = [machine_address & !7, value];
+    // SAFETY: the caller's contract.
+    unsafe { raw(1, [address_of(&request), 1, 0, DOMID_SELF, 0, 0]) }
+}

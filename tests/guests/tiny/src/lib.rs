@@ -13,9 +13,13 @@
 
 pub mod console;
 pub mod hypercall;
+pub mod paging;
+pub mod random;
 pub mod start_info;
+pub mod trap;
 
 pub use console::Console;
+pub use random::Random;
 pub use start_info::StartInfo;
 
 /// The stack the guest runs on; the boot stack is one page only.

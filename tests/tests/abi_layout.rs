@@ -3,11 +3,13 @@
 #[path = "../abi/mod.rs"]
 mod abi;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use abi::{Table, declared, workspace, xen};
+use abi::{Table, declared, hyperv, workspace, xen};
+use anyhow::{Context, Result};
+use pontoon::{apt::Suite, cache};
 
-fn assert_same(table: &Table, prelude: &str, include: &[std::path::PathBuf]) {
+fn assert_same(table: &Table, prelude: &str, include: &[PathBuf]) {
     let differences = table.differences(prelude, include);
     assert!(differences.is_empty(), "not as in the headers:\n{}", differences.join("\n"));
 }
@@ -22,6 +24,33 @@ fn xen_abi() {
     assert_same(&xen::table(), xen::PRELUDE, &[]);
 }
 
+/// The kernel headers of Debian 12, unpacked in the cache.
+fn kernel_headers() -> Result<PathBuf> {
+    let suite = Suite::open("bookworm")?;
+    let of = |package: &str, ends: &str| -> Result<String> {
+        let depends = suite.depends(package)?.into_iter();
+        let found = depends
+            .into_iter()
+            .find(|name| name.starts_with("linux-headers-") && name.ends_with(ends));
+        found.with_context(|| format!("{package} depends on no linux-headers-*{ends}"))
+    };
+    let common = of(&of("linux-headers-amd64", "-amd64")?, "-common")?;
+    let version = suite.version(&common)?.context("a package has a version")?;
+    let dir = cache::dir()?.join("headers").join(format!("{common}_{version}"));
+    let _lock = cache::lock("headers")?;
+    cache::filled(&dir, |work| suite.unpack(&common, work))?;
+    Ok(dir.join("usr/src").join(common))
+}
+
+/// Debian's package of the headers is fetched like a kernel, without installing it.
+#[test]
+fn hv_abi() {
+    let headers = kernel_headers().expect("the kernel headers of Debian 12");
+    let stand_ins = tempfile::tempdir().expect("a temporary directory");
+    let include = hyperv::include(stand_ins.path(), &headers);
+    assert_same(&hyperv::table(), hyperv::PRELUDE, &include);
+}
+
 /// A structure or code that is added to `xen-abi` is added to the table, too.
 #[test]
 fn xen_abi_is_complete() {
@@ -32,9 +61,9 @@ fn xen_abi_is_complete() {
         .iter()
         .filter(|name| !xen::OURS.contains(&name.as_str()))
         .filter(|name| !table.has(&format!("size of {name}")))
-        .chain(codes.iter().filter(|code| {
-            !xen::HIDDEN.contains(&code.as_str()) && !table.has(code)
-        }))
+        .chain(
+            codes.iter().filter(|code| !xen::HIDDEN.contains(&code.as_str()) && !table.has(code)),
+        )
         .collect();
     assert!(missing.is_empty(), "not compared with C: {missing:?}");
 }

@@ -342,12 +342,21 @@ impl Lzma {
 /// Decodes a .lzma ("LZMA alone") file.
 pub(super) fn decode(input: &[u8], out: &mut [u8]) -> Result<usize, Bad> {
     // Properties, dictionary size (4 bytes), uncompressed size (8 bytes, all ones = unknown).
-    let (&[props, _, _, _, _, ..], rest) = input.split_first_chunk::<13>().ok_or(Bad)?;
+    let (header, rest) = input.split_first_chunk::<13>().ok_or(Bad)?;
+    let (&[props, _, _, _, _], size) = header.split_first_chunk::<5>().ok_or(Bad)?;
+    let size = u64::from_le_bytes(size.try_into().map_err(|_| Bad)?);
+    if size != u64::MAX && size != out.len() as u64 {
+        return Err(Bad);
+    }
     let mut lzma = Lzma::new();
     lzma.set_props(props, 12)?;
     let mut rc = RangeDecoder::new(rest)?;
     let mut at = 0;
     let end = out.len();
-    lzma.decode(&mut rc, out, &mut at, end)?;
+    let ended = lzma.decode(&mut rc, out, &mut at, end)?;
+    // A stream of unknown size ends in a marker; anything else finds no room.
+    if size == u64::MAX && ended == End::Full {
+        lzma.decode(&mut rc, out, &mut at, end + 1)?;
+    }
     Ok(at)
 }

@@ -9,6 +9,8 @@ mod bzip2;
 mod crc32;
 mod lzma;
 mod lzo;
+#[cfg(test)]
+mod tests;
 mod xz;
 
 use alloc::vec::Vec;

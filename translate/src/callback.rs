@@ -126,3 +126,79 @@ pub fn nmi_op<P: Platform>(cx: &mut Ctx<'_, P>, cmd: u64, arg: u64) -> HcResult 
     }
     ret(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Machine, va};
+    use crate::platform::GuestMemory;
+
+    const TEXT: u64 = 0xffff_ffff_8100_0000;
+
+    fn op(machine: &mut Machine, cmd: u64, type_: u16, flags: u16, address: u64) -> HcResult {
+        let new = CallbackRegister { type_: CallbackType(type_), flags, pad: 0, address };
+        machine.plat.write_guest(va(2), &new).unwrap();
+        callback_op(&mut machine.cx(), cmd, va(2).0)
+    }
+
+    #[test]
+    fn every_type_has_its_place() {
+        let mut machine = Machine::new();
+        for (type_, address) in [(0, 0), (1, 1), (2, 2), (5, 5), (7, 7), (4, 4)] {
+            assert_eq!(op(&mut machine, 0, type_, 1, TEXT + address), ret(0));
+        }
+        let vcpu = &machine.vcpus[0];
+        let entry = &vcpu.entry;
+        assert_eq!((entry.event_callback, entry.failsafe_callback), (TEXT, TEXT + 1));
+        assert_eq!((entry.syscall_callback, entry.fast_syscall), (TEXT + 2, TEXT + 2));
+        assert_eq!((entry.sysenter_callback, entry.syscall32_callback), (TEXT + 5, TEXT + 7));
+        let masks = [entry.failsafe_masks, entry.syscall_masks, entry.sysenter_masks];
+        assert_eq!((masks, entry.syscall32_masks), ([1; 3], 1));
+        let nmi = vcpu.traps.handler(2);
+        assert_eq!((nmi.address, nmi.masks), (TEXT + 4, 1));
+    }
+
+    #[test]
+    fn the_fast_system_call_is_one_that_masks() {
+        let mut machine = Machine::new();
+        assert_eq!(op(&mut machine, 0, 2, 0, TEXT), ret(0));
+        let entry = &machine.vcpus[0].entry;
+        assert_eq!((entry.syscall_callback, entry.fast_syscall), (TEXT, 0));
+    }
+
+    #[test]
+    fn bad_requests() {
+        let mut machine = Machine::new();
+        assert_eq!(op(&mut machine, 0, 3, 0, TEXT), Err(Errno::ENOSYS), "32-bit sysenter");
+        assert_eq!(op(&mut machine, 0, 6, 0, TEXT), Err(Errno::ENOSYS));
+        assert_eq!(op(&mut machine, 0, 0, 0, 1 << 47), Err(Errno::EINVAL));
+        assert_eq!(op(&mut machine, 1, 0, 0, 0), Err(Errno::EINVAL), "cannot be unregistered");
+        assert_eq!(op(&mut machine, 1, 3, 0, 0), Err(Errno::ENOSYS));
+        assert_eq!(op(&mut machine, 2, 0, 0, 0), Err(Errno::ENOSYS));
+        assert_eq!(callback_op(&mut machine.cx(), 0, 0x1000), Err(Errno::EFAULT));
+        assert_eq!(op(&mut machine, 0, 4, 0, TEXT), ret(0));
+        assert_eq!(op(&mut machine, 1, 4, 0, 0), ret(0));
+        assert_eq!(machine.vcpus[0].traps.handler(2).address, 0);
+    }
+
+    #[test]
+    fn the_old_call_leaves_out_what_is_bad() {
+        let mut machine = Machine::new();
+        assert_eq!(set_callbacks(&mut machine.cx(), TEXT, 1 << 47, TEXT + 2), ret(0));
+        let entry = &machine.vcpus[0].entry;
+        assert_eq!((entry.event_callback, entry.failsafe_callback), (TEXT, 0));
+        assert_eq!((entry.syscall_callback, entry.syscall_masks), (TEXT + 2, 0));
+    }
+
+    #[test]
+    fn nmi_handlers() {
+        let mut machine = Machine::new();
+        machine.plat.poke(va(2), TEXT);
+        assert_eq!(nmi_op(&mut machine.cx(), 0, va(2).0), ret(0));
+        assert_eq!(machine.vcpus[0].traps.handler(2).address, TEXT);
+        assert_eq!(nmi_op(&mut machine.cx(), 1, 0), ret(0));
+        assert_eq!(machine.vcpus[0].traps.handler(2).address, 0);
+        assert_eq!(nmi_op(&mut machine.cx(), 0, 0x1000), Err(Errno::EFAULT));
+        assert_eq!(nmi_op(&mut machine.cx(), 2, 0), Err(Errno::ENOSYS));
+    }
+}

@@ -153,3 +153,6 @@ pub fn set_ldt<P: Platform>(cx: &mut Ctx<'_, P>, base: u64, entries: u32) -> Res
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

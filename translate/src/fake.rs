@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 use std::vec::Vec;
 
-use xen_abi::mm::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START};
+use xen_abi::mm::{FIRST_XEN_SLOT, HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START};
 use xen_abi::shared_info::SharedInfo;
 use xen_abi::{GuestVa, MachineAddr, Mfn, Pfn, SharedView};
 
@@ -30,6 +30,8 @@ use crate::vcpu::Vcpu;
 pub const FIRST_MFN: u64 = 0x1000;
 /// Machine frame of `shared_info`.
 pub const SHARED_INFO_MFN: Mfn = Mfn(0xf00);
+/// What an L4 that has been loaded or pinned has in slot 256: a frame the guest may not map.
+pub const HOLE_ENTRY: u64 = 0x63;
 /// Where guest frame 0 is mapped.
 pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 
@@ -252,6 +254,11 @@ impl State {
         self.frames.get_mut(index).filter(|frame| frame.owned)
     }
 
+    fn install_hole(&self, l4: Mfn) -> bool {
+        let frame = self.owned(l4);
+        frame.map(|frame| frame.words[FIRST_XEN_SLOT].store(HOLE_ENTRY, Relaxed)).is_some()
+    }
+
     fn words(&self, mfn: Mfn) -> Option<&'static PageWords> {
         if mfn == SHARED_INFO_MFN {
             return Some(self.shared_info);
@@ -339,11 +346,11 @@ const fn canonical(address: u64) -> bool {
 impl Processor for FakePlatform {
     fn load_cr3(&self, l4: Mfn) -> bool {
         self.record(Call::LoadCr3(l4));
-        self.state().owned(l4).is_some()
+        self.state().install_hole(l4)
     }
     fn install_hole(&self, l4: Mfn) -> bool {
         self.record(Call::InstallHole(l4));
-        self.state().owned(l4).is_some()
+        self.state().install_hole(l4)
     }
     fn flush_tlb_local(&self) {
         self.record(Call::FlushTlbLocal);

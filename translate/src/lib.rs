@@ -42,6 +42,8 @@ pub mod version;
 
 #[cfg(test)]
 pub mod fake;
+#[cfg(test)]
+mod fuzz;
 
 use platform::Platform;
 

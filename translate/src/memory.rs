@@ -434,3 +434,6 @@ fn machphys_mfn_list<P: Platform>(cx: &Ctx<'_, P>, arg: GuestVa) -> HcResult {
     list.nr_extents = 0;
     answer(cx, arg, &list)
 }
+
+#[cfg(test)]
+mod tests;

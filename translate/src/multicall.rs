@@ -121,3 +121,6 @@ impl Arguments {
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = self.args;
     }
 }
+
+#[cfg(test)]
+mod tests;

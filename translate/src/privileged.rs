@@ -92,3 +92,43 @@ pub fn dm_op<P: Platform>(_cx: &mut Ctx<'_, P>, domid: u64, nr_bufs: u64) -> HcR
 pub fn xenoprof_op<P: Platform>(_cx: &mut Ctx<'_, P>, op: u64) -> HcResult {
     Err(if op as u32 > XENOPROF_LAST_OP { Errno::EINVAL } else { Errno::EPERM })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Machine, va};
+
+    #[test]
+    fn versions_come_before_privilege() {
+        let mut machine = Machine::new();
+        let mut op = |version: u64, expected| {
+            machine.plat.poke(va(2), version << 32 | 10);
+            let results = [
+                platform_op(&mut machine.cx(), va(2).0),
+                sysctl(&mut machine.cx(), va(2).0),
+                domctl(&mut machine.cx(), va(2).0),
+                paging_domctl_cont(&mut machine.cx(), va(2).0),
+            ];
+            assert_eq!(results.map(|result| result.unwrap_err()), expected);
+        };
+        use Errno as E;
+        op(0x15, [E::EACCES, E::EPERM, E::EPERM, E::EPERM]);
+        op(0x0300_0001, [E::EPERM, E::EACCES, E::EACCES, E::EOPNOTSUPP]);
+        assert_eq!(sysctl(&mut machine.cx(), 0x1000), Err(E::EFAULT));
+    }
+
+    #[test]
+    fn others() {
+        let mut machine = Machine::new();
+        machine.plat.poke(va(2), 0x7ff0);
+        let cx = &mut machine.cx();
+        assert_eq!(hvm_op(cx, 1, va(2).0), Err(Errno::EINVAL));
+        assert_eq!(hvm_op(cx, 1, 0x1000), Err(Errno::EFAULT));
+        assert_eq!(hvm_op(cx, 99, 0), Err(Errno::ENOSYS));
+        assert_eq!(dm_op(cx, 0x7ff0, 0), Err(Errno::EPERM));
+        assert_eq!(dm_op(cx, 0, 3), Err(Errno::E2BIG));
+        assert_eq!(dm_op(cx, 77, 0), Err(Errno::ESRCH));
+        assert_eq!(xenoprof_op(cx, 5), Err(Errno::EPERM));
+        assert_eq!(xenoprof_op(cx, 17), Err(Errno::EINVAL));
+    }
+}

@@ -198,6 +198,11 @@ fn events_need_delivery(info: &VcpuInfo) -> bool {
     upcall_pending(info) && info.evtchn_upcall_mask.load(Ordering::SeqCst) == 0
 }
 
+/// An NMI waits, and no other is being handled.
+fn nmi_due<P: Platform>(cx: &Ctx<'_, P>) -> bool {
+    cx.vcpu.nmi.pending && !cx.vcpu.nmi.masked
+}
+
 /// The vCPU waits from now on.
 fn wait<P: Platform>(cx: &mut Ctx<'_, P>, wait: Wait) -> HcResult {
     cx.vcpu.wait = wait;
@@ -212,7 +217,7 @@ fn wait<P: Platform>(cx: &mut Ctx<'_, P>, wait: Wait) -> HcResult {
 fn block<P: Platform>(cx: &mut Ctx<'_, P>) -> HcResult {
     let info = cx.vcpu.entry.info;
     info.evtchn_upcall_mask.store(0, Ordering::SeqCst);
-    if upcall_pending(info) || cx.vcpu.nmi.pending {
+    if upcall_pending(info) || nmi_due(cx) {
         return ret(0);
     }
     wait(cx, Wait::Event)
@@ -244,7 +249,7 @@ fn poll<P: Platform>(cx: &mut Ctx<'_, P>, op: &SchedPoll) -> HcResult {
 
 /// Whether the poll is over before it began.
 fn poll_ready<P: Platform>(cx: &mut Ctx<'_, P>, op: &SchedPoll) -> Result<bool, Errno> {
-    if events_need_delivery(cx.vcpu.entry.info) || cx.vcpu.nmi.pending {
+    if events_need_delivery(cx.vcpu.entry.info) || nmi_due(cx) {
         return Ok(true);
     }
     let mut port = EvtchnPort(0);
@@ -290,7 +295,7 @@ pub fn cancel_wait<P: Platform>(cx: &mut Ctx<'_, P>) {
 }
 
 fn wait_over<P: Platform>(cx: &Ctx<'_, P>) -> bool {
-    cx.vcpu.nmi.pending
+    nmi_due(cx)
         || match cx.vcpu.wait {
             Wait::No => true,
             Wait::Event => upcall_pending(cx.vcpu.entry.info),

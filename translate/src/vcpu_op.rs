@@ -97,8 +97,7 @@ pub fn vcpu_op<P: Platform>(cx: &mut Ctx<'_, P>, cmd: u64, vcpuid: u64, arg: u64
             if arg != 0 {
                 return Err(Errno::EINVAL);
             }
-            cx.vcpu.nmi.pending = true;
-            cx.vcpu.entry.attention = 1;
+            crate::bounce::raise_nmi(cx);
             ret(0)
         }
         // Only for a hardware domain pinned to its processors.

@@ -37,8 +37,14 @@ pub fn workspace() -> Option<PathBuf> {
 
 impl Artefact {
     /// Finds the program. In the workspace Cargo builds it when it is missing or
-    /// older than its sources; elsewhere it lies beside the running program.
+    /// older than its sources; elsewhere it lies beside the running program. A
+    /// variable such as `PONTOON_HVHOST` names another one.
     pub fn find(self) -> Result<PathBuf> {
+        let variable = format!("PONTOON_{}", self.binary.trim_start_matches("pontoon-").to_uppercase().replace('-', "_"));
+        if let Some(path) = std::env::var_os(&variable).map(PathBuf::from) {
+            anyhow::ensure!(path.is_file(), "{variable}={} is no file", path.display());
+            return Ok(path);
+        }
         if let Some(workspace) = workspace() {
             return self.build(&workspace);
         }
@@ -79,6 +85,10 @@ impl Artefact {
         }
         if self.target == LINUX {
             command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+            // What is optimized across crates is the image and what is measured.
+            if self.package != "guests" {
+                command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
+            }
         } else {
             command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
         }

@@ -27,6 +27,8 @@ pub struct VcpuShared {
     pub info: Mutex<Option<&'static VcpuInfo>>,
     /// Running or startable (VCPUOP_up); false = VCPUOP_is_up answers 0.
     pub online: AtomicBool,
+    /// Frame of the page table its processor uses: nothing may overwrite or take it.
+    pub l4: AtomicU64,
     /// Set while the vCPU is in SCHEDOP_block or SCHEDOP_poll: an event must kick it.
     pub blocked: AtomicBool,
 }
@@ -71,6 +73,7 @@ impl VcpuShared {
         Self {
             info: Mutex::new(None),
             online: AtomicBool::new(false),
+            l4: AtomicU64::new(u64::MAX),
             blocked: AtomicBool::new(false),
         }
     }

@@ -52,7 +52,7 @@ fn a_descriptor_is_written_where_it_belongs() {
     assert_eq!(update(at + 4, USER_CODE), Err(Errno::EINVAL));
     assert_eq!(update(at, CALL_GATE), Err(Errno::EINVAL));
     assert_eq!(update(0x80_0000, USER_CODE), Err(Errno::EINVAL));
-    assert_eq!(update(u64::MAX & !7, 0), Err(Errno::EINVAL));
+    assert_eq!(update(u64::MAX - 7, 0), Err(Errno::EINVAL));
     assert_eq!(machine.plat.peek(va(5).add(0x18)), USER_CODE);
 }
 

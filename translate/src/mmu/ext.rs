@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use xen_abi::mm::{MmuextCmd, MmuextOp};
 use xen_abi::{Errno, GuestVa, Mfn};
 
-use super::{Batch, Owner, flush_set, page_owner, plain_list, vcpu_set};
+use super::{Batch, Owner, flush_set, is_loaded, page_owner, plain_list, vcpu_set};
 use crate::Ctx;
 use crate::debugreg::address_ok;
 use crate::descriptor;
@@ -25,8 +25,17 @@ pub fn mmuext_op<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
     if !plain_list(regs) {
         return mmuext_op_general(cx, regs);
     }
-    let mut at = regs.rdi;
-    for _ in 0..regs.rsi as u32 {
+    mmuext_op_plain(cx, regs.rdi, regs.rsi)
+}
+
+/// mmuext_op of a plain list, as [`super::mmu_update_plain`].
+///
+/// # Errors
+/// As [`mmuext_op`].
+#[inline(always)]
+pub fn mmuext_op_plain<P: Platform>(cx: &mut Ctx<'_, P>, list: u64, count: u64) -> HcResult {
+    let mut at = list;
+    for _ in 0..count as u32 {
         let [cmd, arg1, arg2] = cx.plat.read_words(GuestVa(at)).map_err(efault)?;
         let mfn = Mfn(arg1);
         match MmuextCmd(cmd as u32) {
@@ -65,6 +74,9 @@ fn mmuext_op_general<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> Hc
 fn new_baseptr<P: Platform>(cx: &mut Ctx<'_, P>, mfn: Mfn) -> Result<(), Errno> {
     good(cx.plat.load_cr3(mfn))?;
     cx.vcpu.mmu.l4 = mfn.0;
+    if let Some(shared) = cx.dom.vcpus.get(cx.vcpu.id as usize) {
+        shared.l4.store(mfn.0, Relaxed);
+    }
     Ok(())
 }
 
@@ -137,9 +149,8 @@ fn named<P: Platform>(cx: &Ctx<'_, P>, op: &MmuextOp) -> Result<u64, Errno> {
     vcpu_set(cx, op.arg2).map_err(|_| Errno::EINVAL)
 }
 
-/// A page that may be overwritten as a whole: the guest's, and no L4 in which the hypervisor's
-/// slots would get lost.
+/// A page that may be overwritten as a whole: the guest's, and no processor's L4.
 fn writable<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> Result<&'static PageWords, Errno> {
     let words = cx.plat.frame(mfn).ok_or(Errno::EINVAL)?;
-    if cx.vcpu.mmu.has_hole(cx.plat, words) { Err(Errno::EINVAL) } else { Ok(words) }
+    if is_loaded(cx, mfn) { Err(Errno::EINVAL) } else { Ok(words) }
 }

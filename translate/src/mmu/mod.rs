@@ -31,12 +31,12 @@ mod ext;
 #[cfg(test)]
 mod tests;
 
-pub use ext::mmuext_op;
+pub use ext::{mmuext_op, mmuext_op_plain};
 
 /// Requests taken in one go; the rest is a continuation.
 const BATCH: u32 = 512;
 /// Requests or operations of a list that is done in one go and without a count.
-const PLAIN: u32 = 64;
+pub const PLAIN_LIST: u32 = 64;
 
 /// The vCPU's page-table roots.
 #[derive(Debug, Default)]
@@ -45,6 +45,13 @@ pub struct VcpuMmu {
     pub l4: u64,
     /// The L4 the guest means for user mode (`MMUEXT_NEW_USER_BASEPTR`), 0 = none.
     pub user_l4: u64,
+}
+
+/// Whether a processor uses this frame as its L4. Any other frame may be overwritten as a whole:
+/// an L4 gets the hypervisor's slots anew when it is loaded.
+#[cold]
+pub(crate) fn is_loaded<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> bool {
+    cx.vcpu.mmu.l4 == mfn.0 || cx.dom.vcpus.iter().any(|vcpu| vcpu.l4.load(Relaxed) == mfn.0)
 }
 
 impl VcpuMmu {
@@ -61,11 +68,14 @@ impl VcpuMmu {
 
     /// Whether a page is an L4 with the hypervisor's slots in it.
     #[cold]
-    pub(crate) fn has_hole<M: GuestMemory>(&self, plat: &M, words: &PageWords) -> bool {
+    fn has_hole<M: GuestMemory>(&self, plat: &M, words: &PageWords) -> bool {
         let first = |words: &PageWords| words[FIRST_XEN_SLOT].load(Relaxed) & !pte::A;
         plat.frame(Mfn(self.l4)).is_some_and(|l4| first(l4) == first(words))
     }
 }
+
+/// `INVALID_MFN` as an entry can hold it.
+const INVALID: u64 = pte::ADDR >> 12;
 
 /// The frame an entry points at.
 #[inline]
@@ -86,10 +96,15 @@ fn check_entry<M: GuestMemory>(plat: &M, entry: u64) -> Result<(), Errno> {
     if entry & pte::PS != 0 { check_large(plat, mfn) } else { Ok(()) }
 }
 
-/// Xen's error for a frame that is not the guest's: MMIO and holes, or someone else's RAM.
+/// Xen's error for a frame that is not the guest's: `INVALID_MFN`, MMIO and holes, or someone
+/// else's RAM.
 #[cold]
 fn unmappable<M: GuestMemory>(plat: &M, mfn: Mfn) -> Errno {
-    if mfn >= plat.max_mfn() { Errno::EPERM } else { Errno::EBUSY }
+    match mfn {
+        Mfn(INVALID) => Errno::EINVAL,
+        _ if mfn >= plat.max_mfn() => Errno::EPERM,
+        _ => Errno::EBUSY,
+    }
 }
 
 /// Bit 7 is PAT in an L1 and page size above it, and a store does not know the table's level. An
@@ -217,8 +232,18 @@ pub fn mmu_update<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcRes
     if !plain_list(regs) {
         return mmu_update_general(cx, regs);
     }
-    let mut at = regs.rdi;
-    for _ in 0..regs.rsi as u32 {
+    mmu_update_plain(cx, regs.rdi, regs.rsi)
+}
+
+/// mmu_update of a plain list: at most [`PLAIN_LIST`] requests, the guest's own tables and pages,
+/// no report of how many were done.
+///
+/// # Errors
+/// As [`mmu_update`].
+#[inline(always)]
+pub fn mmu_update_plain<P: Platform>(cx: &mut Ctx<'_, P>, list: u64, count: u64) -> HcResult {
+    let mut at = list;
+    for _ in 0..count as u32 {
         let [ptr, val] = cx.plat.read_words(GuestVa(at)).map_err(efault)?;
         update(cx.plat, &cx.vcpu.mmu, MmuUpdate { ptr, val })?;
         at = at.wrapping_add(size_of::<MmuUpdate>() as u64);
@@ -229,7 +254,7 @@ pub fn mmu_update<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcRes
 /// The usual list: short, for the guest itself, and nobody wants to know how many were done.
 #[inline(always)]
 const fn plain_list(regs: &CpuRegs) -> bool {
-    regs.rdx == 0 && regs.r10 as u32 == DomId::SELF.0 as u32 && regs.rsi as u32 <= PLAIN
+    regs.rdx == 0 && regs.r10 as u32 == DomId::SELF.0 as u32 && regs.rsi as u32 <= PLAIN_LIST
 }
 
 /// [`mmu_update`] with all that a list may ask for.

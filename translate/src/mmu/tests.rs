@@ -15,6 +15,11 @@ fn slot(table: u64, index: u64) -> GuestVa {
     va(table).add(index * 8)
 }
 
+/// Machine address of an entry.
+fn address(table: u64, index: u64) -> u64 {
+    mfn(table).base().0 + index * 8
+}
+
 fn pointing(pfn: u64) -> u64 {
     mfn(pfn).0 << 12 | 0x67
 }
@@ -81,6 +86,7 @@ fn the_first_bad_request_ends_the_list() {
     let at = mfn(11).0 << 12;
     let bad = [
         ((at, 0xffff_f003), Errno::EPERM, "a frame behind all memory"),
+        ((at, pte::ADDR | 3), Errno::EINVAL, "no frame at all"),
         ((at, 0x80_0003), Errno::EBUSY, "a frame of the hypervisor"),
         ((0x80_0000, 0), Errno::EINVAL, "a table that is not the guest's"),
         ((at | 4, 0), Errno::ENOSYS, "no such command"),
@@ -104,13 +110,13 @@ fn the_hole_of_an_l4_is_kept() {
     let mut machine = machine();
     let [l4, l3, ..] = TABLES;
     for index in 256..=271 {
-        let request = (mfn(l4).0 << 12 | index * 8, 0);
+        let request = (address(l4, index), 0);
         assert_eq!(mmu(&mut machine, &[request], 0x7ff0), Err(Errno::EINVAL), "slot {index}");
-        let request = (mfn(l3).0 << 12 | index * 8, 0);
+        let request = (address(l3, index), 0);
         assert_eq!(mmu(&mut machine, &[request], 0x7ff0), ret(0), "an L3 has no hole");
     }
     for index in [0, 255, 272, 511] {
-        assert_eq!(mmu(&mut machine, &[(mfn(l4).0 << 12 | index * 8, 0)], 0x7ff0), ret(0));
+        assert_eq!(mmu(&mut machine, &[(address(l4, index), 0)], 0x7ff0), ret(0));
     }
     assert_eq!(ext(&mut machine, MmuextCmd::CLEAR_PAGE, mfn(l4).0, 0), Err(Errno::EINVAL));
     assert_eq!(ext(&mut machine, MmuextCmd::COPY_PAGE, mfn(l4).0, mfn(1).0), Err(Errno::EINVAL));

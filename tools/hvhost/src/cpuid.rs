@@ -24,6 +24,49 @@ pub struct Shape {
     pub tsc_deadline: bool,
     /// As OpenVMM on KVM shows itself.
     pub openvmm_like: bool,
+    /// XCR0 the guest cannot choose: see [`fixed_xcr0`].
+    pub fixed_xcr0: Option<u64>,
+}
+
+/// The x87, SSE and AVX states.
+const XCR0_FIXED: u64 = 7;
+const LEAF7_ECX_PKU: u32 = 1 << 3;
+const LEAF7_ECX_OSPKE: u32 = 1 << 4;
+/// Bytes of the XSAVE area up to the end of the SSE state and its header.
+const XSAVE_LEGACY_BYTES: u32 = 576;
+
+/// The value XCR0 must have throughout, where KVM itself runs on QEMU's emulation
+/// (`hypervisor` is the signature at 0x40000000).
+///
+/// That emulation does not intercept XSETBV (seen with 7.2), so KVM does not
+/// learn what its guest writes and puts the reset value back at each entry: AVX
+/// would vanish between two instructions. There, XCR0 starts with the value
+/// guests choose, and states they would leave out are hidden.
+#[must_use]
+pub fn fixed_xcr0(hypervisor: [u32; 3]) -> Option<u64> {
+    let tcg = [*b"TCGT", *b"CGTC", *b"GTCG"].map(u32::from_le_bytes);
+    (hypervisor == tcg).then_some(XCR0_FIXED)
+}
+
+/// Hides the states that are not in `xcr0`.
+fn fix_states(leaves: &mut Vec<kvm_cpuid_entry2>, xcr0: u64) {
+    let kept = |index: u32| index < 2 || xcr0.checked_shr(index).is_some_and(|x| x & 1 != 0);
+    leaves.retain(|e| e.function != 0xd || kept(e.index));
+    let end = leaves
+        .iter()
+        .filter(|e| e.function == 0xd && e.index >= 2)
+        .map(|e| e.eax.wrapping_add(e.ebx))
+        .fold(XSAVE_LEGACY_BYTES, u32::max);
+    for leaf in leaves.iter_mut() {
+        match (leaf.function, leaf.index) {
+            (7, 0) => leaf.ecx &= !(LEAF7_ECX_PKU | LEAF7_ECX_OSPKE),
+            (0xd, 0) => {
+                leaf.eax &= xcr0 as u32;
+                (leaf.ecx, leaf.edx) = (end, 0);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Shapes `supported` (KVM_GET_SUPPORTED_CPUID) and `hv_supported`
@@ -41,6 +84,9 @@ pub fn shape(
         .collect();
     for leaf in &mut leaves {
         processor_leaf(leaf, shape);
+    }
+    if let Some(xcr0) = shape.fixed_xcr0 {
+        fix_states(&mut leaves, xcr0);
     }
     let max_basic = leaves.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
     if max_basic >= 0xb {
@@ -193,7 +239,7 @@ mod tests {
     }
 
     fn shaped(id: u32, cpus: u32, hv: Option<HvFeatures>) -> Vec<kvm_cpuid_entry2> {
-        let s = Shape { id, cpus, hv, tsc_deadline: true, openvmm_like: false };
+        let s = Shape { id, cpus, hv, tsc_deadline: true, openvmm_like: false, fixed_xcr0: None };
         shape(&supported(), &hv_supported(), &s)
     }
 
@@ -261,6 +307,7 @@ mod tests {
             hv: Some(HvFeatures::OPENVMM),
             tsc_deadline: true,
             openvmm_like: true,
+            fixed_xcr0: None,
         };
         let leaves = shape(&supported(), &hv_supported(), &s);
         let f = get(&leaves, 0x4000_0003);
@@ -268,5 +315,35 @@ mod tests {
         assert_eq!(get(&leaves, 0x4000_0004).eax, 0x200);
         assert_eq!(get(&leaves, 0x4000_0005).eax, 0);
         assert_eq!(get(&leaves, 1).ecx & LEAF1_ECX_TSC_DEADLINE, 0);
+    }
+
+    #[test]
+    fn emulated_host_fixes_the_extended_states() {
+        let tcg = [*b"TCGT", *b"CGTC", *b"GTCG"].map(u32::from_le_bytes);
+        assert_eq!(fixed_xcr0(tcg), Some(7));
+        assert_eq!(fixed_xcr0(hv::VENDOR_MICROSOFT), None);
+        let mut supported = supported();
+        supported.push(entry(7, [0, 0, 0x18, 0]));
+        for (index, regs) in
+            [(0, [0x207, 0x240, 0xa88, 0]), (1, [5, 0, 0, 0]), (2, [0x100, 0x240, 0, 0])]
+        {
+            supported.push(kvm_cpuid_entry2 { index, ..entry(0xd, regs) });
+        }
+        supported.push(kvm_cpuid_entry2 { index: 9, ..entry(0xd, [8, 0xa80, 0, 0]) });
+        let mut s = Shape {
+            id: 0,
+            cpus: 1,
+            hv: None,
+            tsc_deadline: true,
+            openvmm_like: false,
+            fixed_xcr0: Some(7),
+        };
+        let leaves = shape(&supported, &[], &s);
+        let d: Vec<_> = leaves.iter().filter(|e| e.function == 0xd).collect();
+        assert_eq!(d.len(), 3);
+        assert_eq!((d[0].eax, d[0].ecx), (7, 0x340));
+        assert_eq!(get(&leaves, 7).ecx, 0);
+        s.fixed_xcr0 = None;
+        assert_eq!(shape(&supported, &[], &s).iter().filter(|e| e.function == 0xd).count(), 4);
     }
 }

@@ -17,11 +17,13 @@ use crate::serial::{COM_IRQ, Com};
 use crate::stats::Counters;
 use crate::vcpu::{Shared, Vcpu};
 use anyhow::{Context, Result};
+use hv_abi::cpuid::LEAF_VENDOR;
+use hv_abi::msr::{HV_X64_MSR_REFERENCE_TSC, HV_X64_MSR_SIEFP, HV_X64_MSR_SIMP};
 use kvm_bindings::{
     CpuId, KVM_CAP_HYPERV_ENFORCE_CPUID, KVM_CAP_HYPERV_SYNIC2, KVM_CAP_SPLIT_IRQCHIP,
     KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES,
     KVM_MSR_EXIT_REASON_FILTER, KvmIrqRouting, kvm_cpuid_entry2, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region,
+    kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region, kvm_xcrs,
 };
 use kvm_ioctls::{
     Cap, Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd,
@@ -29,6 +31,7 @@ use kvm_ioctls::{
 };
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
+use std::arch::x86_64::__cpuid;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -189,8 +192,17 @@ fn route_msrs(vm: &VmFd, hv: Option<HvFeatures>, trace: bool) -> Result<()> {
     let reason = u64::from(KVM_MSR_EXIT_REASON_FILTER);
     enable_vm_cap(vm, KVM_CAP_X86_USER_SPACE_MSR, reason).context("KVM_CAP_X86_USER_SPACE_MSR")?;
     let msr_count = range.end - range.start;
-    // Bits of zero: none of the range is KVM's own to do.
-    let bitmap = vec![0u8; msr_count.div_ceil(8) as usize];
+    // Bits of zero: none of the range is KVM's own to do, but for what means
+    // another thing to KVM when its user does it.
+    let mut bitmap = vec![0u8; msr_count.div_ceil(8) as usize];
+    if trace {
+        for msr in [HV_X64_MSR_REFERENCE_TSC, HV_X64_MSR_SIMP, HV_X64_MSR_SIEFP] {
+            let bit = msr - range.start;
+            if let Some(byte) = bitmap.get_mut(bit as usize / 8) {
+                *byte |= 1 << (bit % 8);
+            }
+        }
+    }
     let filter = MsrFilterRange {
         flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
         base: range.start,
@@ -210,6 +222,8 @@ fn create_vcpus(
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
     let hv_supported = if hv.is_some() { supported_hv_cpuid(kvm)? } else { Vec::new() };
     let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let host = __cpuid(LEAF_VENDOR);
+    let fixed_xcr0 = cpuid::fixed_xcr0([host.ebx, host.ecx, host.edx]);
     (0..options.cpus)
         .map(|id| {
             let shape = Shape {
@@ -218,32 +232,40 @@ fn create_vcpus(
                 hv,
                 tsc_deadline,
                 openvmm_like: options.openvmm_like,
+                fixed_xcr0,
             };
             let leaves = cpuid::shape(supported.as_slice(), &hv_supported, &shape);
-            create_vcpu(vm, id, hv, &leaves)
+            create_vcpu(vm, &shape, &leaves)
                 .with_context(|| format!("cannot create virtual processor {id}"))
         })
         .collect()
 }
 
-fn create_vcpu(
-    vm: &VmFd,
-    id: u32,
-    hv: Option<HvFeatures>,
-    leaves: &[kvm_cpuid_entry2],
-) -> Result<VcpuFd> {
-    let fd = vm.create_vcpu(id.into()).context("KVM_CREATE_VCPU")?;
-    if let Some(features) = hv {
+fn create_vcpu(vm: &VmFd, shape: &Shape, leaves: &[kvm_cpuid_entry2]) -> Result<VcpuFd> {
+    let fd = vm.create_vcpu(shape.id.into()).context("KVM_CREATE_VCPU")?;
+    if let Some(features) = shape.hv {
         let mut cap = kvm_enable_cap { cap: KVM_CAP_HYPERV_ENFORCE_CPUID, ..Default::default() };
         cap.args[0] = 1;
         fd.enable_cap(&cap).context("KVM_CAP_HYPERV_ENFORCE_CPUID")?;
-        if features.contains(HvFeatures::SYNIC) {
+        // KVM's timers need its SynIC, even in direct mode; the SynIC's own MSRs
+        // stay closed where it is withheld.
+        if features.intersects(HvFeatures::SYNIC | HvFeatures::STIMER) {
             let cap = kvm_enable_cap { cap: KVM_CAP_HYPERV_SYNIC2, ..Default::default() };
             fd.enable_cap(&cap).context("KVM_CAP_HYPERV_SYNIC2")?;
         }
     }
     let cpuid = CpuId::from_entries(leaves).map_err(|e| anyhow::anyhow!("CPUID: {e:?}"))?;
     fd.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
+    if let Some(value) = shape.fixed_xcr0 {
+        let supported =
+            leaves.iter().find(|e| e.function == 0xd && e.index == 0).map_or(0, |e| e.eax);
+        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+        xcrs.xcrs[0].value = value & u64::from(supported);
+        // A processor without XSAVE has no XCR0 to set.
+        if supported != 0 {
+            fd.set_xcrs(&xcrs).context("KVM_SET_XCRS")?;
+        }
+    }
     Ok(fd)
 }
 

@@ -63,7 +63,7 @@ impl Ports {
                 let pm = self.pm.lock().unwrap_or_else(PoisonError::into_inner);
                 put(&pm.timer().to_le_bytes());
             }
-            PM1A_EVT..PM_TMR if port % 2 == 0 => {
+            PM1A_EVT..PM_TMR if port.is_multiple_of(2) => {
                 let pm = self.pm.lock().unwrap_or_else(PoisonError::into_inner);
                 let half = |port| pm.read16(port).unwrap_or(0).to_le_bytes();
                 let ([a, b], [c, d]) = (half(port), half(port.wrapping_add(2)));
@@ -93,7 +93,7 @@ impl Ports {
             I8042_COMMAND if *low == I8042_PULSE_RESET => Some(Outcome::Reset),
             FAST_RESET if low & 1 != 0 => Some(Outcome::Reset),
             RESET_PORT if low & 1 << 2 != 0 => Some(Outcome::Reset),
-            PM1A_EVT..=PM1A_CNT if port % 2 == 0 => {
+            PM1A_EVT..=PM1A_CNT if port.is_multiple_of(2) => {
                 let mut pm = self.pm.lock().unwrap_or_else(PoisonError::into_inner);
                 let word = |at: usize| {
                     let bytes = [element.get(at), element.get(at + 1)];
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(read(&ports, 0x602, 2), 0x0120);
         assert_eq!(read(&ports, PM1A_CNT, 2), 1);
         let _ = read(&ports, PM_TMR, 4);
-        ports.write(PORT_INDEX, 1, &[0x0b]);
+        assert_eq!(ports.write(PORT_INDEX, 1, &[0x0b]), None);
         assert_eq!(read(&ports, PORT_DATA, 1), 2);
     }
 }

@@ -67,7 +67,7 @@ fn register(index: u8, unix_seconds: u64) -> u8 {
 }
 
 fn bcd(value: u8) -> u8 {
-    value / 10 % 10 << 4 | value % 10
+    ((value / 10 % 10) << 4) | (value % 10)
 }
 
 /// Gregorian date of a count of seconds since 1970.

@@ -12,7 +12,8 @@ use crate::synic::{self, SynicPages};
 use anyhow::{Context, Result};
 use hv_abi::HvStatus;
 use hv_abi::hypercall::{Control, HvResult};
-use hv_abi::msr::{HV_X64_MSR_SIEFP, HV_X64_MSR_SIMP, PageMsr};
+use hv_abi::msr::{HV_X64_MSR_STIMER0_CONFIG, HV_X64_MSR_STIMER3_COUNT, PageMsr};
+use hv_abi::timer::StimerConfig;
 use kvm_bindings::{
     KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_IO_OUT, KVM_SYSTEM_EVENT_CRASH,
     KVM_SYSTEM_EVENT_RESET, Msrs, kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
@@ -212,16 +213,9 @@ impl Vcpu {
         let done = match value {
             None => self.get_msr(index),
             Some(value) => {
-                if matches!(index, HV_X64_MSR_SIMP | HV_X64_MSR_SIEFP) {
-                    // KVM does not report what its user itself sets.
-                    let page = PageMsr(value);
-                    let (messages, events) = match index {
-                        HV_X64_MSR_SIMP => (page, self.synic.events),
-                        _ => (self.synic.messages, page),
-                    };
-                    self.synic.update(index, messages, events, &self.shared.memory);
-                }
-                self.set_msr(index, value).ok().map(|()| value)
+                let done = self.set_msr(index, value).ok().map(|()| value);
+                self.enable_timer(index, value);
+                done
             }
         };
         let run = self.fd.get_kvm_run();
@@ -232,11 +226,29 @@ impl Vcpu {
         msr.error = u8::from(done.is_none());
     }
 
+    /// KVM starts and stops a timer by its count only when the guest writes it.
+    fn enable_timer(&self, index: u32, count: u64) {
+        let number = index.wrapping_sub(HV_X64_MSR_STIMER0_CONFIG);
+        if index > HV_X64_MSR_STIMER3_COUNT || number % 2 == 0 {
+            return;
+        }
+        let config_msr = index - 1;
+        let Some(config) = self.get_msr(config_msr) else { return };
+        let config = match count {
+            0 => config & !StimerConfig::ENABLED,
+            _ if config & StimerConfig::AUTO_ENABLE != 0 => config | StimerConfig::ENABLED,
+            _ => return,
+        };
+        // The guest sees the outcome in the register itself.
+        let _ = self.set_msr(config_msr, config);
+    }
+
     fn io(&mut self) -> Option<Outcome> {
-        let run: *mut kvm_run = self.fd.get_kvm_run();
-        // SAFETY: `run` points to the mapped kvm_run; the last exit was for I/O, so
-        // this is the member in use, and it is plain integers.
-        let io = unsafe { (*run).__bindgen_anon_1.io };
+        let run = self.fd.get_kvm_run();
+        // SAFETY: the last exit was for I/O, so this is the member in use; it is
+        // plain integers.
+        let io = unsafe { run.__bindgen_anon_1.io };
+        let run: *mut kvm_run = run;
         let (size, bytes) = (usize::from(io.size), usize::from(io.size) * io.count as usize);
         let offset = usize::try_from(io.data_offset).ok()?;
         // SAFETY: KVM maps the I/O data at this offset from kvm_run, inside the

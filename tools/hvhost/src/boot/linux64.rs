@@ -143,7 +143,7 @@ pub fn long_mode_entry(machine: &Machine, rip: u64) -> Result<Entry> {
     put(gdt.as_bytes(), GDT)?;
     // PML4, PDPT, four PDs of 2 MiB pages: 0 to 4 GiB.
     const TABLE: u64 = 0x1000;
-    put(&(PAGE_TABLES + TABLE | 3).to_le_bytes(), PAGE_TABLES)?;
+    put(&((PAGE_TABLES + TABLE) | 3).to_le_bytes(), PAGE_TABLES)?;
     for gib in 0..4 {
         let pd = PAGE_TABLES + (2 + gib) * TABLE;
         put(&(pd | 3).to_le_bytes(), PAGE_TABLES + TABLE + 8 * gib)?;

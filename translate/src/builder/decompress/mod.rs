@@ -1,9 +1,10 @@
 //! Decompression of kernels, straight into a buffer of the right size.
 //!
 //! A bzImage's payload ends in its decompressed size (4 bytes, little-endian; gzip's own
-//! trailer happens to be that), so the output is allocated once. zstd, gzip and lz4 blocks are
-//! decoded by established crates; the rest is here, because no `no_std` crate without unsafe
-//! code, or with a window of its own, fits.
+//! trailer happens to be that), so the output is allocated once. gzip and lz4 blocks are decoded by
+//! established crates. The rest is here: what `no_std` crates there are keep windows of their own
+//! (a kernel's zstd window is 128 MiB, its xz dictionary 32 MiB), and this runs in a machine
+//! whose memory is the guest's.
 
 mod bzip2;
 mod crc32;
@@ -12,6 +13,7 @@ mod lzo;
 #[cfg(test)]
 mod tests;
 mod xz;
+mod zstd;
 
 use alloc::vec::Vec;
 
@@ -146,10 +148,6 @@ fn lz4(data: &[u8], out: &mut [u8]) -> Result<usize, Bad> {
     Ok(at)
 }
 
-fn zstd(data: &[u8], out: &mut [u8]) -> Result<usize, Bad> {
-    ruzstd::decoding::FrameDecoder::new().decode_all(data, out).map_err(|_| Bad)
-}
-
 /// What the data is compressed with, by its first bytes.
 #[must_use]
 pub fn detect(data: &[u8]) -> Option<Compression> {
@@ -188,7 +186,7 @@ pub fn decompress(data: &[u8]) -> Result<Vec<u8>, BuildError> {
         Compression::Bzip2 => bzip2::decode(body, &mut out),
         Compression::Lzo => lzo::decode(body, &mut out),
         Compression::Lz4 => lz4(body, &mut out),
-        Compression::Zstd => zstd(body, &mut out),
+        Compression::Zstd => zstd::decode(body, &mut out),
     };
     if written != Ok(size) {
         return Err(BuildError::Corrupt(format));

@@ -44,7 +44,13 @@ pub fn shutdown(why: Shutdown, regs: Option<&CpuRegs>) -> ! {
 fn print_regs(frame: &CpuRegs) {
     log::print(format_args!(
         "rip {:x}:{:016x} rsp {:x}:{:016x} rflags {:x} vector {} error {:x}",
-        frame.cs, frame.rip, frame.ss, frame.rsp, frame.rflags, frame.vector as i32, frame.error_code
+        frame.cs,
+        frame.rip,
+        frame.ss,
+        frame.rsp,
+        frame.rflags,
+        frame.vector as i32,
+        frame.error_code
     ));
     log::print(format_args!(
         "rax {:016x} rcx {:016x} rdx {:016x} rsi {:016x} rdi {:016x}",

@@ -24,7 +24,9 @@ pub fn use_hv_reset() {
 fn write(register: &Gas, value: u32) {
     match register.space {
         // SAFETY: the firmware names this port for the purpose.
-        Gas::IO if register.bits == 8 => unsafe { Port::new(register.address as u16).write(value as u8) },
+        Gas::IO if register.bits == 8 => unsafe {
+            Port::new(register.address as u16).write(value as u8)
+        },
         // SAFETY: as above.
         Gas::IO => unsafe { Port::new(register.address as u16).write(value as u16) },
         _ => crate::log!(Warn, "ACPI register in space {} is not supported", register.space),
@@ -51,7 +53,9 @@ pub fn off() -> ! {
 pub fn reset() -> ! {
     if HV_RESET.load(Ordering::Relaxed) {
         // SAFETY: the host offers the register; it ends this run.
-        unsafe { crate::cpu::msr::try_write(hv_abi::msr::HV_X64_MSR_RESET, hv_abi::msr::RESET_ENABLE) };
+        unsafe {
+            crate::cpu::msr::try_write(hv_abi::msr::HV_X64_MSR_RESET, hv_abi::msr::RESET_ENABLE)
+        };
         wait_for_it();
     }
     if let Some((register, value)) = POWER.get().and_then(|p| p.reset.as_ref()) {

@@ -48,7 +48,12 @@ pub fn seconds() -> Option<u64> {
         _ => 20,
     };
     let (second, minute, day, month) = (value(second), value(minute), value(day), value(month));
-    if second > 60 || minute > 59 || hour > 23 || !(1..=31).contains(&day) || !(1..=12).contains(&month) {
+    if second > 60
+        || minute > 59
+        || hour > 23
+        || !(1..=31).contains(&day)
+        || !(1..=12).contains(&month)
+    {
         return None;
     }
     let date = days(century * 100 + value(year), month, day);

@@ -138,10 +138,8 @@ fn by_pm_timer(power: &Power) -> Option<u64> {
         return None;
     }
     let start = read();
-    let hz = measure(
-        || u64::from(read().wrapping_sub(start) & 0xff_ffff) * NS_PER_S / PM_HZ,
-        WINDOW_NS,
-    );
+    let hz =
+        measure(|| u64::from(read().wrapping_sub(start) & 0xff_ffff) * NS_PER_S / PM_HZ, WINDOW_NS);
     (hz != 0).then_some(hz)
 }
 
@@ -207,7 +205,8 @@ pub fn init(power: &Power, f: &Features) -> Option<&'static str> {
     let stable = f.invariant_tsc || hv::reference_tsc().is_some();
     STABLE.store(u8::from(stable), Ordering::Relaxed);
     SCALE.base.store(rdtsc(), Ordering::Relaxed);
-    WALLCLOCK.call_once(|| (crate::rtc::seconds().unwrap_or(0).saturating_sub(now_ns() / NS_PER_S), 0));
+    WALLCLOCK
+        .call_once(|| (crate::rtc::seconds().unwrap_or(0).saturating_sub(now_ns() / NS_PER_S), 0));
     Some(source)
 }
 
@@ -222,12 +221,17 @@ pub fn wait_ms(ms: u32) {
 /// Chooses and prepares this processor's timer; returns its name.
 pub fn init_timer(f: &Features, synic_works: bool) -> &'static str {
     let hv = hv::get().filter(|hv| hv.stimer && (hv.stimer_direct || synic_works));
-    let reference = hv::reference_tsc().map(|page| page.time_100ns(rdtsc())).or_else(hv::reference_count);
+    let reference =
+        hv::reference_tsc().map(|page| page.time_100ns(rdtsc())).or_else(hv::reference_count);
     if let (Some(hv), Some(reference)) = (hv, reference) {
         REF_PAIR.call_once(|| (now_ns(), reference));
         hv::synic::init_timer(hv);
         TIMER.call_once(|| Timer::Synthetic);
-        return if hv.stimer_direct { "synthetic timer, direct" } else { "synthetic timer, messages" };
+        return if hv.stimer_direct {
+            "synthetic timer, direct"
+        } else {
+            "synthetic timer, messages"
+        };
     }
     apic::init_timer(f, wait_ms);
     TIMER.call_once(|| Timer::Apic);

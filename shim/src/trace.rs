@@ -7,8 +7,7 @@ mod ring {
 
     const SIZE: usize = 64;
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    static RING: [[AtomicU64; 3]; SIZE] =
-        [const { [const { AtomicU64::new(0) }; 3] }; SIZE];
+    static RING: [[AtomicU64; 3]; SIZE] = [const { [const { AtomicU64::new(0) }; 3] }; SIZE];
 
     /// Notes an entry: what (vector, or hypercall number + 0x1000), where, and one value.
     pub fn record(what: u64, rip: u64, value: u64) {

@@ -11,6 +11,8 @@ use xen_abi::hypercall::{
     VMASST_TYPE_WRITABLE_PAGETABLES,
 };
 
+use xen_abi::mm::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START};
+
 use crate::Ctx;
 use crate::outcome::{HcResult, ret};
 use crate::platform::{Platform, SegmentBase};
@@ -24,13 +26,19 @@ const VM_ASSISTS: u64 = 1 << VMASST_TYPE_4GB_SEGMENTS
     | 1 << VMASST_TYPE_RUNSTATE_UPDATE_FLAG
     | 1 << VMASST_TYPE_M2P_STRICT;
 
+/// An address no access to which succeeds: not canonical.
+const NOWHERE: u64 = 1 << 63;
+
 /// `stack_switch`. The stack selector is always the guest kernel's own.
 ///
 /// # Errors
 /// None.
 #[inline]
 pub fn stack_switch<P: Platform>(cx: &mut Ctx<'_, P>, _ss: u64, sp: u64) -> HcResult {
-    cx.vcpu.entry.kernel_sp = sp;
+    // The entry path pushes there without another look: aligned, and never in the hypervisor's
+    // hole, where a stack makes the first system call crash the domain instead.
+    let in_hole = (HYPERVISOR_VIRT_START..=HYPERVISOR_VIRT_END).contains(&sp);
+    cx.vcpu.entry.kernel_sp = if in_hole { NOWHERE } else { sp & !15 };
     ret(0)
 }
 

@@ -51,11 +51,9 @@ fn payload(machine: &BootMachine) -> Payload {
         give_up!("no kernel: give a bundle as initrd, or kernel and initrd as PVH modules")
     };
     match Bundle::parse(first) {
-        Ok(bundle) => Payload {
-            kernel: bundle.kernel,
-            initrd: bundle.initrd,
-            cmdline: bundle.cmdline,
-        },
+        Ok(bundle) => {
+            Payload { kernel: bundle.kernel, initrd: bundle.initrd, cmdline: bundle.cmdline }
+        }
         Err(BundleError::NotABundle) => {
             Payload { kernel: first, initrd: files.next(), cmdline: None }
         }
@@ -130,10 +128,8 @@ fn pages_of(bytes: &[u8]) -> Range<u64> {
 /// Where the initrd goes: the top of the highest of the guest's ranges that holds it.
 fn initrd_place(ranges: &Ranges, bytes: u64) -> Option<Range<u64>> {
     let pages = bytes.next_multiple_of(PAGE_SIZE);
-    let range = ranges
-        .iter()
-        .rev()
-        .find(|r| r.end <= memory::BOOT_MAP_END && r.end - r.start > pages)?;
+    let range =
+        ranges.iter().rev().find(|r| r.end <= memory::BOOT_MAP_END && r.end - r.start > pages)?;
     Some(range.end - pages..range.end)
 }
 
@@ -201,7 +197,9 @@ fn build(guest: &GuestFrames, payload: &Payload, cmdline: &[u8], link: &Machine)
     taken.push(pages_of(payload.kernel));
     taken.extend(payload.initrd.map(pages_of));
     taken.extend(place.clone());
-    let Some(heap) = heap_place(guest, &taken) else { give_up!("no memory to unpack the kernel in") };
+    let Some(heap) = heap_place(guest, &taken) else {
+        give_up!("no memory to unpack the kernel in")
+    };
     // SAFETY: guest RAM that nothing uses until `close_boot`: the layout is checked against it.
     unsafe { heap::open_boot(phys_to_virt(heap.start), (heap.end - heap.start) as usize) };
     let start = build_with_heap(guest, payload, cmdline, link, place, &heap);
@@ -226,7 +224,8 @@ fn build_with_heap(
     };
     // The payload may lie where the kernel goes: an image that still borrows it is copied.
     kernel.image.to_mut();
-    let initrd_pfn = place.as_ref().filter(|_| kernel.mod_start_pfn).and_then(|p| guest.pfn(p.start));
+    let initrd_pfn =
+        place.as_ref().filter(|_| kernel.mod_start_pfn).and_then(|p| guest.pfn(p.start));
     let config = Config {
         nr_pages: guest.pages(),
         cmdline,
@@ -235,9 +234,8 @@ fn build_with_heap(
         xenstore: false,
     };
     let plan = layout::plan(&kernel, &config).unwrap_or_else(|error| give_up!("{error}"));
-    let clash = |range: &Range<u64>| {
-        guest.pfn(range.start).is_some_and(|first| first < plan.end_pfn)
-    };
+    let clash =
+        |range: &Range<u64>| guest.pfn(range.start).is_some_and(|first| first < plan.end_pfn);
     if clash(heap) || place.as_ref().is_some_and(clash) {
         give_up!("too little memory to unpack this kernel: {} MiB", guest.pages() >> 8);
     }
@@ -298,7 +296,12 @@ fn report(machine: &BootMachine, own: &Own, own_end: u64, guest: &GuestFrames) {
     );
     let budget = (8 << 20) + total / 500;
     if used > budget {
-        log!(Warn, "the shim uses {} KiB, more than its budget of {} KiB", used >> 10, budget >> 10);
+        log!(
+            Warn,
+            "the shim uses {} KiB, more than its budget of {} KiB",
+            used >> 10,
+            budget >> 10
+        );
     }
 }
 

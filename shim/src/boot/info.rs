@@ -77,9 +77,8 @@ impl BootInfo {
         const PAGE: usize = 4096;
         // SAFETY: the caller's promise; nothing writes the page now.
         let page = unsafe { core::slice::from_raw_parts(params as *const u8, PAGE) };
-        let u32_at = |at: usize| {
-            u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
-        };
+        let u32_at =
+            |at: usize| u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
         let wide = |low: usize, high: usize| u64::from(u32_at(low)) | u64::from(u32_at(high)) << 32;
         let mut info = Self { door: "Linux boot protocol", ..Self::default() };

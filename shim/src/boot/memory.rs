@@ -25,7 +25,9 @@ pub fn ram(info: &BootInfo) -> Ranges {
         .regions
         .iter()
         .filter(|r| r.ram)
-        .map(|r| r.start.next_multiple_of(PAGE).max(LOW_END)..(r.end & !(PAGE - 1)).min(DIRECT_MAP_SIZE))
+        .map(|r| {
+            r.start.next_multiple_of(PAGE).max(LOW_END)..(r.end & !(PAGE - 1)).min(DIRECT_MAP_SIZE)
+        })
         .filter(|r| r.start < r.end)
         .collect();
     list.sort_unstable_by_key(|r| r.start);
@@ -46,10 +48,7 @@ pub fn ram(info: &BootInfo) -> Ranges {
 pub fn without(list: &Ranges, hole: &Range<u64>) -> Ranges {
     let mut result = Ranges::new();
     for range in list {
-        for part in [
-            range.start..range.end.min(hole.start),
-            range.start.max(hole.end)..range.end,
-        ] {
+        for part in [range.start..range.end.min(hole.start), range.start.max(hole.end)..range.end] {
             if part.start < part.end {
                 let _ = result.try_push(part);
             }

@@ -12,9 +12,7 @@ use translate::builder::cmdline::{ConsoleDevice, LogLevel, Options};
 use crate::acpi::{self, Acpi};
 use crate::cpu::percpu::{self, Area, PerCpu};
 use crate::cpu::{self, Cpu, Features, apic, gdt, idt};
-use crate::mm::layout::{
-    DIRECT_MAP_BASE, FIXMAP_BASE, M2P_BASE, MAX_VCPUS, SHIM_BASE, SHIM_SIZE,
-};
+use crate::mm::layout::{DIRECT_MAP_BASE, FIXMAP_BASE, M2P_BASE, MAX_VCPUS, SHIM_BASE, SHIM_SIZE};
 use crate::mm::page_table::{NoFrames, ShimTables, pte};
 use crate::mm::{self, fixmap, frames, heap, phys_to_virt};
 use crate::{hv, log, power, serial, time};
@@ -210,7 +208,9 @@ fn build_tables(
     }
     let l4 = frames::alloc(1, PAGE).ok_or(NoFrames)?;
     let entries = tables.l4_entries();
-    for (slot, entry) in [mm::layout::M2P_L4_SLOT, mm::layout::SHIM_L4_SLOT].into_iter().zip(entries) {
+    for (slot, entry) in
+        [mm::layout::M2P_L4_SLOT, mm::layout::SHIM_L4_SLOT].into_iter().zip(entries)
+    {
         L4_ENTRIES[slot - mm::layout::M2P_L4_SLOT].store(entry, Ordering::Relaxed);
         // SAFETY: the new L4 is a zeroed frame of the shim's, identity mapped.
         unsafe { phys_to_virt(l4).cast::<u64>().add(slot).write(entry) };

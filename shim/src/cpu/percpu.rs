@@ -15,6 +15,7 @@
 use core::mem::{offset_of, size_of};
 
 use static_assertions::const_assert;
+use translate::regs::CpuRegs;
 use translate::vcpu::{Entry, Vcpu};
 
 use crate::cpu::tss::Tss;
@@ -35,6 +36,11 @@ pub const STACK_PAGES: u64 = (DB_TOP - STACK_BOTTOM) >> 12;
 const_assert!(DB_TOP <= PERCPU_STRIDE);
 const_assert!(size_of::<PerCpu>() as u64 <= DATA_PAGES * 4096);
 
+/// An entry with the guest's registers saved.
+pub type Handler = unsafe extern "C" fn(*mut CpuRegs, *mut PerCpu);
+/// A fast hypercall: its first two arguments, and the value it returns.
+pub type FastHandler = unsafe extern "C" fn(u64, u64, *mut PerCpu) -> i64;
+
 /// What a vCPU's entry code needs, and all state one processor owns.
 #[repr(C)]
 pub struct PerCpu {
@@ -45,9 +51,19 @@ pub struct PerCpu {
     /// Stack for faults inside a stub.
     pub emergency_top: u64,
     /// Handler of hypercalls.
-    pub hypercall_entry: unsafe extern "C" fn(*mut translate::regs::CpuRegs, *mut PerCpu),
+    pub hypercall_entry: Handler,
+    /// Handlers of the commonest ones in their plain form.
+    pub fast_mmu_update: FastHandler,
+    /// As above.
+    pub fast_mmuext_op: FastHandler,
+    /// As above.
+    pub fast_stack_switch: FastHandler,
+    /// As above.
+    pub fast_set_segment_base: FastHandler,
+    /// What an event that came up meanwhile needs.
+    pub exit_entry: Handler,
     /// Handler of user-mode system calls the fast path does not take.
-    pub user_syscall_entry: unsafe extern "C" fn(*mut translate::regs::CpuRegs, *mut PerCpu),
+    pub user_syscall_entry: Handler,
     /// Where they go on to.
     pub trap_exit: u64,
     /// The guest's vCPU.

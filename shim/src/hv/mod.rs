@@ -74,7 +74,10 @@ pub fn detect(without: impl Fn(&str) -> bool) -> Option<&'static Enlightenments>
         return None;
     }
     let [max, vendor @ ..] = leaf_bytes(LEAF_VENDOR);
-    if vendor != VENDOR_MICROSOFT || max < MIN_MAX_LEAF || cpuid(LEAF_INTERFACE, 0).eax != INTERFACE_HV1 {
+    if vendor != VENDOR_MICROSOFT
+        || max < MIN_MAX_LEAF
+        || cpuid(LEAF_INTERFACE, 0).eax != INTERFACE_HV1
+    {
         return None;
     }
     let [eax, ebx, _, edx] = leaf_bytes(LEAF_FEATURES);
@@ -102,7 +105,9 @@ pub fn detect(without: impl Fn(&str) -> bool) -> Option<&'static Enlightenments>
         reset: has(Privileges::ACCESS_RESET_REG, "reset"),
         apic: has(Privileges::ACCESS_INTR_CTRL_REGS, "apic-assist"),
         crash: features.contains(Features::GUEST_CRASH_MSRS) && !without("crash"),
-        tlb_flush: hypercall && rec.contains(Recommendations::REMOTE_TLB_FLUSH) && !without("tlbflush"),
+        tlb_flush: hypercall
+            && rec.contains(Recommendations::REMOTE_TLB_FLUSH)
+            && !without("tlbflush"),
         ipi: hypercall && rec.contains(Recommendations::CLUSTER_IPI) && !without("ipi"),
         spin_limit,
     }))

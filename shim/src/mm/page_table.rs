@@ -64,7 +64,14 @@ impl ShimTables {
 
     /// Maps `len` bytes (page multiple) at `va` to `pa`, with the largest pages that fit when
     /// `large` is set.
-    pub fn map(&mut self, va: u64, pa: u64, len: u64, flags: u64, large: bool) -> Result<(), NoFrames> {
+    pub fn map(
+        &mut self,
+        va: u64,
+        pa: u64,
+        len: u64,
+        flags: u64,
+        large: bool,
+    ) -> Result<(), NoFrames> {
         let (mut va, mut pa, end) = (va, pa, va + len);
         while va < end {
             let l3 = match (va >> 39 & 511) as usize {

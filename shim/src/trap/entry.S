@@ -17,6 +17,24 @@
 # stack. Both are recognised by RIP in a stub and crash the domain, not the shim.
 
 
+.macro SAVE_REGS
+    push rdi
+    push rsi
+    push rdx
+    push rcx
+    push rax
+    push r8
+    push r9
+    push r10
+    push r11
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    push r15
+.endm
+
 .section .stub.text, "ax", @progbits
 .balign 64
 .global stub_syscall
@@ -102,27 +120,80 @@ stub_fast_iretq:
 stub_iret_slow:
     mov eax, {nr_iret}
 stub_hypercall:
+    # The IRETQ frame every hypercall returns with.
     mov rsp, [rip + stub_percpu + {pc_stack_top}]
     push {kernel_ss}
     push [rip + stub_percpu + {pc_user_rsp}]
     push r11
     push {kernel_cs}
     push rcx
-    push -1                                 # CpuRegs::VECTOR_SYSCALL
+
+    # The commonest calls, in their plain form (fast.rs): the list is short, the guest's own, and
+    # nobody asks how much of it was done. RDX becomes the handler's third argument, PerCpu.
+    cmp eax, {nr_mmu_update}
+    je 1f
+    cmp eax, {nr_mmuext_op}
+    je 2f
+    cmp eax, {nr_stack_switch}
+    je 3f
+    cmp eax, {nr_set_segment_base}
+    je 4f
+    jmp stub_general
+1:  lea r11, [rip + stub_percpu + {pc_fast_mmu_update}]
+    jmp 5f
+2:  lea r11, [rip + stub_percpu + {pc_fast_mmuext_op}]
+5:  test rdx, rdx
+    jne stub_general
+    cmp r10d, {domid_self}
+    jne stub_general
+    cmp esi, {plain_list}
+    ja stub_general
+    jmp stub_fast
+3:  lea r11, [rip + stub_percpu + {pc_fast_stack_switch}]
+    jmp stub_fast
+4:  lea r11, [rip + stub_percpu + {pc_fast_set_segment_base}]
+stub_fast:
     push rdi
     push rsi
     push rdx
-    push rcx
-    push rax
     push r8
     push r9
     push r10
-    push r11
-    sub rsp, 6 * 8 + 8                      # rbx rbp r12-r15 survive the call; and alignment
-    lea rdi, [rsp + 8]
+    sub rsp, 8                              # 5 + 6 words are pushed: this makes 12
+    lea rdx, [rip + stub_percpu]
+    call [r11]
+    add rsp, 8
+    pop r10
+    pop r9
+    pop r8
+    pop rdx
+    pop rsi
+    pop rdi
+    mov rcx, [rip + stub_percpu + {pc_info}]
+    cmp word ptr [rcx + {info_pending}], 1  # pending, and not masked in the byte behind
+    je 6f
+.global stub_fast_hypercall_iretq
+stub_fast_hypercall_iretq:
+    iretq
+6:  xor ecx, ecx                            # an event came up: deliver it the general way
+    xor r11d, r11d
+    push -1
+    SAVE_REGS
     lea rsi, [rip + stub_percpu]
+    mov rdi, rsp
+    sub rsp, 8
+    call [rip + stub_percpu + {pc_exit}]
+    jmp 7f
+
+stub_general:
+    mov r11, [rsp + 16]                     # RFLAGS, as SYSCALL left it in R11
+    push -1                                 # CpuRegs::VECTOR_SYSCALL
+    SAVE_REGS
+    mov rdi, rsp
+    lea rsi, [rip + stub_percpu]
+    sub rsp, 8
     call [rip + stub_percpu + {pc_hypercall}]
-    add rsp, 6 * 8 + 8
+7:  add rsp, 6 * 8 + 8                      # r15 .. rbx survived the call
     pop r11
     pop r10
     pop r9
@@ -161,21 +232,7 @@ stub_syscall32:
     push rcx
     push -2                                 # CpuRegs::VECTOR_SYSCALL32
 stub_compat_common:
-    push rdi
-    push rsi
-    push rdx
-    push rcx
-    push rax
-    push r8
-    push r9
-    push r10
-    push r11
-    push rbx
-    push rbp
-    push r12
-    push r13
-    push r14
-    push r15
+    SAVE_REGS
     mov rdi, rsp
     lea rsi, [rip + stub_percpu]
     sub rsp, 8
@@ -198,25 +255,34 @@ stub_sysenter:
 # Exceptions and interrupts. The vCPU's PerCpu follows from RSP: its stacks lie in its area.
 
 .text
-.macro SAVE_REGS
-    push rdi
-    push rsi
-    push rdx
-    push rcx
-    push rax
-    push r8
-    push r9
-    push r10
-    push r11
-    push rbx
-    push rbp
-    push r12
-    push r13
-    push r14
-    push r15
-.endm
 
 .balign 64
+# Page faults of the guest, the commonest trap: as below, but what Rust preserves is not loaded again.
+trap_page_fault:
+    test byte ptr [rsp + 16], 3             # CS, above error code and RIP
+    je trap_common
+    SAVE_REGS
+    mov rdi, rsp
+    mov rsi, rsp
+    and rsi, -{percpu_stride}
+    add rsi, 4096
+    sub rsp, 8
+    call {page_fault_from_guest}
+    add rsp, 6 * 8 + 8
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rax
+    pop rcx
+    pop rdx
+    pop rsi
+    pop rdi
+    add rsp, 8
+.global trap_page_fault_iretq
+trap_page_fault_iretq:
+    iretq
+
 trap_common:
     SAVE_REGS
     mov rdi, rsp
@@ -326,6 +392,8 @@ trap_stubs:
     mov dword ptr [rsp + 4], vector
     .if vector == 1 || vector == 2 || vector == 8 || vector == 18
     jmp ist_common
+    .elseif vector == 14
+    jmp trap_page_fault
     .else
     jmp trap_common
     .endif

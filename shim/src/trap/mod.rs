@@ -4,6 +4,7 @@
 //! faults of guarded accesses, and exceptions that ignore IF (NMI, #MC, #DB), which have their own
 //! stacks and only take notes when they hit ring 0.
 
+mod fast;
 mod irq;
 mod ring0;
 
@@ -13,10 +14,12 @@ use core::mem::{offset_of, size_of};
 use translate::outcome::Outcome;
 use translate::regs::{CpuRegs, selector};
 use translate::{Ctx, bounce, dispatch, emulate, sched};
+use xen_abi::hypercall::HypercallNr;
+use xen_abi::mm::DomId;
 use xen_abi::shared_info::VcpuInfo;
 
-use crate::cpu::percpu::{self, PerCpu};
 use crate::cpu::idt;
+use crate::cpu::percpu::{self, PerCpu};
 use crate::mm::layout::{MAX_VCPUS, PERCPU_BASE, PERCPU_STRIDE, SHIM_L4_SLOT};
 use crate::platform::Shim;
 
@@ -33,6 +36,18 @@ global_asm!(
     pc_stack_top = const offset_of!(PerCpu, stack_top),
     pc_emergency_top = const offset_of!(PerCpu, emergency_top),
     pc_hypercall = const offset_of!(PerCpu, hypercall_entry),
+    pc_fast_mmu_update = const offset_of!(PerCpu, fast_mmu_update),
+    pc_fast_mmuext_op = const offset_of!(PerCpu, fast_mmuext_op),
+    pc_fast_stack_switch = const offset_of!(PerCpu, fast_stack_switch),
+    pc_fast_set_segment_base = const offset_of!(PerCpu, fast_set_segment_base),
+    pc_exit = const offset_of!(PerCpu, exit_entry),
+    nr_mmu_update = const HypercallNr::mmu_update.0,
+    nr_mmuext_op = const HypercallNr::mmuext_op.0,
+    nr_stack_switch = const HypercallNr::stack_switch.0,
+    nr_set_segment_base = const HypercallNr::set_segment_base.0,
+    domid_self = const DomId::SELF.0,
+    plain_list = const translate::mmu::PLAIN_LIST,
+    page_fault_from_guest = sym page_fault_from_guest,
     pc_user_syscall = const offset_of!(PerCpu, user_syscall_entry),
     pc_trap_exit = const offset_of!(PerCpu, trap_exit),
     pc_info = const percpu::offset::INFO,
@@ -48,7 +63,7 @@ global_asm!(
     kernel_cs = const selector::KERNEL_CS,
     kernel_rflags = const KERNEL_RFLAGS,
     iret_rflags_mask = const IRET_RFLAGS_MASK,
-    nr_iret = const xen_abi::hypercall::HypercallNr::iret.0,
+    nr_iret = const HypercallNr::iret.0,
     r_cs = const offset_of!(CpuRegs, cs),
     r_rip = const offset_of!(CpuRegs, rip),
     regs_size = const size_of::<CpuRegs>(),
@@ -85,6 +100,11 @@ pub unsafe fn init_percpu(pc: *mut PerCpu) {
     // SAFETY: the caller's promise; plain stores.
     let pc = unsafe { &mut *pc };
     pc.hypercall_entry = hypercall;
+    pc.fast_mmu_update = fast::mmu_update;
+    pc.fast_mmuext_op = fast::mmuext_op;
+    pc.fast_stack_switch = fast::stack_switch;
+    pc.fast_set_segment_base = fast::set_segment_base;
+    pc.exit_entry = exit_entry;
     pc.user_syscall_entry = user_syscall;
     pc.trap_exit = (&raw const trap_exit) as u64;
 }
@@ -139,6 +159,8 @@ unsafe extern "C" fn hypercall(regs: *mut CpuRegs, pc: *mut PerCpu) {
 ///
 /// # Safety
 /// `pc` must be the processor's area with no live reference to it.
+#[cold]
+#[inline(never)]
 unsafe fn block(pc: *mut PerCpu) -> i64 {
     loop {
         {
@@ -161,6 +183,23 @@ fn exit_to_guest(pc: &mut PerCpu, regs: &mut CpuRegs) {
         with_ctx(pc, |cx| bounce::raise_nmi(cx));
     }
     with_ctx(pc, |cx| bounce::exit_to_guest(cx, regs));
+}
+
+/// [`exit_to_guest`] after a fast hypercall.
+unsafe extern "C" fn exit_entry(regs: *mut CpuRegs, pc: *mut PerCpu) {
+    // SAFETY: as in `hypercall`.
+    let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
+    exit_to_guest(pc, regs);
+}
+
+/// A page fault of the guest.
+unsafe extern "C" fn page_fault_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) {
+    // SAFETY: the stub built the frame on this vCPU's stack; nothing else is live.
+    let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
+    let cr2 = crate::cpu::read_cr2();
+    let error = regs.error_code;
+    with_ctx(pc, |cx| bounce::page_fault(cx, regs, cr2, error));
+    exit_to_guest(pc, regs);
 }
 
 /// A system call of user mode that the fast path leaves alone.
@@ -186,16 +225,12 @@ unsafe extern "C" fn iret_failed(regs: *mut CpuRegs, pc: *mut PerCpu) {
     exit_to_guest(pc, regs);
 }
 
-/// An exception or interrupt while the guest ran.
+/// An exception or interrupt while the guest ran; page faults have their own way.
 unsafe extern "C" fn trap_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) {
     // SAFETY: the stub built the frame on this vCPU's stack; nothing else is live.
     let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
     let vector = regs.vector;
-    if vector == 14 {
-        let cr2 = crate::cpu::read_cr2();
-        let error = regs.error_code;
-        with_ctx(pc, |cx| bounce::page_fault(cx, regs, cr2, error));
-    } else if vector >= idt::vector::FIRST_IRQ {
+    if vector >= idt::vector::FIRST_IRQ {
         irq::handle(vector as u8, pc);
     } else {
         exception(regs, pc);
@@ -204,6 +239,7 @@ unsafe extern "C" fn trap_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) {
 }
 
 /// Exceptions other than page faults.
+#[inline(never)]
 fn exception(regs: &mut CpuRegs, pc: &mut PerCpu) {
     let vector = regs.vector as u8;
     let error = match vector {

@@ -15,6 +15,8 @@ unsafe extern "C" {
     static __stub_start: u8;
     static stub_fast_iretq: u8;
     static stub_hypercall_iretq: u8;
+    static stub_fast_hypercall_iretq: u8;
+    static trap_page_fault_iretq: u8;
     static trap_iretq: u8;
 }
 
@@ -38,11 +40,16 @@ fn stub_offset(rip: u64) -> Option<u64> {
 fn is_final_iretq(rip: u64) -> bool {
     let of_stub = |symbol: *const u8| symbol as u64 - (&raw const __stub_start) as u64;
     match stub_offset(rip) {
-        Some(offset) => {
-            offset == of_stub(&raw const stub_fast_iretq)
-                || offset == of_stub(&raw const stub_hypercall_iretq)
-        }
-        None => rip == (&raw const trap_iretq) as u64,
+        Some(offset) => [
+            &raw const stub_fast_iretq,
+            &raw const stub_fast_hypercall_iretq,
+            &raw const stub_hypercall_iretq,
+        ]
+        .into_iter()
+        .any(|symbol| of_stub(symbol) == offset),
+        None => [&raw const trap_iretq, &raw const trap_page_fault_iretq]
+            .into_iter()
+            .any(|symbol| symbol as u64 == rip),
     }
 }
 

@@ -56,6 +56,11 @@ impl Artefact {
         Ok(beside)
     }
 
+    /// What is optimised across crates is the image and what is measured.
+    fn profile(self) -> &'static str {
+        if self.target == BARE || self.package == "guests" { "ring0" } else { "release" }
+    }
+
     fn build(self, workspace: &Path) -> Result<PathBuf> {
         static BUILT: Mutex<Vec<(Artefact, PathBuf)>> = Mutex::new(Vec::new());
         let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -72,7 +77,8 @@ impl Artefact {
         let mut command = Command::new(cargo);
         command
             .current_dir(workspace)
-            .args(["build", "--release", "--quiet", "--package", self.package, "--bin", self.binary])
+            .args(["build", "--quiet", "--package", self.package, "--bin", self.binary])
+            .args(["--profile", self.profile()])
             .args(["--target", self.target, "--message-format=json-render-diagnostics"])
             .stdin(Stdio::null())
             .stderr(Stdio::inherit());
@@ -85,10 +91,6 @@ impl Artefact {
         }
         if self.target == LINUX {
             command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
-            // What is optimized across crates is the image and what is measured.
-            if self.package != "guests" {
-                command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-            }
         } else {
             command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
         }

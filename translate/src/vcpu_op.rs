@@ -44,7 +44,11 @@ pub fn vcpu_op<P: Platform>(cx: &mut Ctx<'_, P>, cmd: u64, vcpuid: u64, arg: u64
     match cmd {
         VcpuOp::SET_SINGLESHOT_TIMER => {
             let op: VcpuSetSingleshotTimer = cx.plat.read_guest(at).map_err(efault)?;
-            set_singleshot(cx, op.timeout_abs_ns);
+            // A deadline that is past raises the event at once. VCPU_SSHOTTMR_future asks for an
+            // error instead, which Xen 4.17 no longer gives. With the top bit set a deadline is
+            // negative to Xen's timers: long past.
+            let deadline = op.timeout_abs_ns;
+            time::set_singleshot(cx, if deadline.cast_signed() < 0 { 0 } else { deadline });
             ret(0)
         }
         VcpuOp::STOP_SINGLESHOT_TIMER => {
@@ -129,18 +133,6 @@ fn other_vcpu<P: Platform>(cx: &Ctx<'_, P>, cmd: VcpuOp) -> HcResult {
             Err(Errno::EINVAL)
         }
         _ => Err(Errno::ENOSYS),
-    }
-}
-
-/// A deadline that is past raises the timer event at once. `VCPU_SSHOTTMR_future` asks for an
-/// error instead, which Xen 4.17 no longer gives.
-fn set_singleshot<P: Platform>(cx: &mut Ctx<'_, P>, deadline_ns: u64) {
-    if deadline_ns < cx.plat.now_ns() {
-        time::stop_singleshot(cx);
-        time::send_timer_event(cx);
-    } else {
-        // With the top bit set it is negative to Xen's timer: due now.
-        time::set_singleshot(cx, if deadline_ns.cast_signed() < 0 { 0 } else { deadline_ns });
     }
 }
 

@@ -230,7 +230,7 @@ pub(crate) fn set_poll_timer<P: Platform>(cx: &mut Ctx<'_, P>, deadline_ns: u64)
 }
 
 /// Raises `VIRQ_TIMER` on the current vCPU (`send_timer_event`).
-pub(crate) fn send_timer_event<P: Platform>(cx: &Ctx<'_, P>) {
+fn send_timer_event<P: Platform>(cx: &Ctx<'_, P>) {
     evtchn::send_virq_from(cx.dom, cx.plat, Here::on(cx.vcpu), cx.vcpu.id, Virq::TIMER);
 }
 
@@ -249,10 +249,17 @@ fn next_deadline<P: Platform>(cx: &Ctx<'_, P>) -> u64 {
     own.min(cx.dom.sched.watchdog_deadline(cx.vcpu.id).unwrap_or(NEVER))
 }
 
-/// Fires what is due and arms the hardware timer if the next deadline is before the one it is
-/// armed for.
+/// Arms the hardware timer if the next deadline is before the one it is armed for, or fires what
+/// is due.
+#[inline]
 pub(crate) fn rearm<P: Platform>(cx: &mut Ctx<'_, P>) {
-    let next = fire_due(cx);
+    let next = next_deadline(cx);
+    // The hardware will not be late: its interrupt comes first and finds its way here.
+    if next >= cx.vcpu.time.armed_ns {
+        return;
+    }
+    let now = cx.plat.now_ns();
+    let next = if next <= now { fire_due(cx, now) } else { next };
     if next < cx.vcpu.time.armed_ns {
         arm(cx, next);
     }
@@ -260,7 +267,13 @@ pub(crate) fn rearm<P: Platform>(cx: &mut Ctx<'_, P>) {
 
 /// Before a halt: fires what is due (which may end the wait) and makes the hardware timer exact.
 pub(crate) fn before_halt<P: Platform>(cx: &mut Ctx<'_, P>) {
-    let next = fire_due(cx);
+    let mut next = next_deadline(cx);
+    if next != NEVER {
+        let now = cx.plat.now_ns();
+        if next <= now {
+            next = fire_due(cx, now);
+        }
+    }
     if next != cx.vcpu.time.armed_ns {
         arm(cx, next);
     }
@@ -272,16 +285,7 @@ fn arm<P: Platform>(cx: &mut Ctx<'_, P>, deadline_ns: u64) {
 }
 
 /// Fires what is due; the next deadline after that.
-fn fire_due<P: Platform>(cx: &mut Ctx<'_, P>) -> u64 {
-    let next = next_deadline(cx);
-    // No deadline: spare the clock. (An armed timer that fires finds its way here again.)
-    if next == NEVER {
-        return NEVER;
-    }
-    let now = cx.plat.now_ns();
-    if next > now {
-        return next;
-    }
+fn fire_due<P: Platform>(cx: &mut Ctx<'_, P>, now: u64) -> u64 {
     if cx.dom.sched.watchdog_deadline(cx.vcpu.id).is_some_and(|deadline| deadline <= now) {
         cx.plat.shutdown(Shutdown::Watchdog, None);
     }

@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use xen_abi::event_channel::{EvtchnOp, FifoArrayPage, FifoControlBlock, fifo as abi};
 use xen_abi::{GuestVa, MachineAddr};
 
+mod threads;
+
 use super::*;
 use crate::fake::{Call, Machine, mfn, va};
 use crate::outcome::{HcResult, ret};

@@ -5,7 +5,7 @@
 //! leave through the iret hypercall, whose frame is rax, r11, rcx, flags, rip,
 //! cs, rflags, rsp, ss.
 
-use core::arch::global_asm;
+use core::arch::naked_asm;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use crate::hypercall::{self, Callback, TrapInfo};
@@ -57,10 +57,10 @@ pub struct Frame {
     pub ss: u64,
 }
 
-global_asm!(
-    ".pushsection .text",
-    ".balign 32",
-    "trap_stubs:",
+/// All stubs, [`STUB_BYTES`] apart, and behind them what they share.
+#[unsafe(naked)]
+extern "C" fn stubs() {
+    naked_asm!(
     ".set vector, 0",
     ".rept {stubs}",
     ".balign 32",
@@ -124,14 +124,10 @@ global_asm!(
     "mov eax, 23",
     "syscall",
     "ud2",
-    ".popsection",
     stubs = const STUBS,
     failsafe = const FAILSAFE,
     handle = sym handle,
-);
-
-unsafe extern "C" {
-    static trap_stubs: u8;
+    )
 }
 
 /// Where a fault inside guarded code goes on; 0 outside.
@@ -204,7 +200,9 @@ pub fn last() -> Trap {
 
 /// Address of the stub for `vector`.
 pub fn stub(vector: u64) -> u64 {
-    (&raw const trap_stubs).expose_provenance() as u64 + vector * STUB_BYTES
+    // The first stub is aligned; its function need not be.
+    let first = ((stubs as *const ()).expose_provenance() as u64).next_multiple_of(STUB_BYTES);
+    first + vector * STUB_BYTES
 }
 
 /// Registers every vector and callback; int3 and overflow are open to all.

@@ -11,6 +11,8 @@ use crate::memory::{Memory, SCRATCH_PAGES, WINDOW_PAGES};
 
 static SCRATCH: AtomicU64 = AtomicU64::new(0);
 static WINDOW: AtomicU64 = AtomicU64::new(0);
+/// The call under way and its arguments, for the report of an unexpected trap.
+static CURRENT: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
 
 /// Hypercalls counted one by one; the rest is summed up in the last row.
 const ROWS: usize = 65;
@@ -40,7 +42,12 @@ fn hook(frame: &mut Frame) -> bool {
             frame.rflags &= !0x200;
             true
         }
-        _ => false,
+        _ => {
+            if trap::RECOVER_RIP.load(Ordering::Relaxed) == 0 {
+                say!("FAIL call {CURRENT:x?} left a trap behind");
+            }
+            false
+        }
     }
 }
 
@@ -130,6 +137,9 @@ pub fn main(info: &'static StartInfo) -> ! {
         let call = generator.call(false);
         if done >= trace {
             say!("{done}: {} {:x?}", call.0, call.1);
+        }
+        for (slot, word) in CURRENT.iter().zip([done, call.0].into_iter().chain(call.1)) {
+            slot.store(word, Ordering::Relaxed);
         }
         let answer = issue(&call);
         if let Some(row) = rows.get_mut((call.0 as usize).min(ROWS - 1)) {

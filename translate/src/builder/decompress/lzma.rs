@@ -8,12 +8,14 @@ use alloc::vec::Vec;
 use super::Bad;
 
 const PROB_INIT: u16 = 1 << 10;
-const STATES: usize = 12;
+/// 12 are used; a power of two lets the compiler see that a masked index is in bounds.
+const STATES: usize = 16;
 const POS_STATES_MAX: usize = 16;
 const MATCH_MIN: usize = 2;
 
-/// The range decoder. Reading past the input gives zeros and is noticed at the end.
-#[derive(Debug)]
+/// The range decoder. Its functions are inlined, so that it lives in registers while symbols are
+/// decoded. Reading past the input gives zeros and is noticed at the end.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct RangeDecoder<'a> {
     input: &'a [u8],
     at: usize,
@@ -32,7 +34,7 @@ impl<'a> RangeDecoder<'a> {
         Ok(Self { input, at: 5, range: u32::MAX, code })
     }
 
-    #[inline]
+    #[inline(always)]
     fn normalize(&mut self) {
         if self.range < 1 << 24 {
             let byte = self.input.get(self.at).copied().unwrap_or(0);
@@ -52,7 +54,7 @@ impl<'a> RangeDecoder<'a> {
         self.at > self.input.len()
     }
 
-    #[inline]
+    #[inline(always)]
     fn bit(&mut self, prob: &mut u16) -> bool {
         self.normalize();
         let bound = (self.range >> 11) * u32::from(*prob);
@@ -68,7 +70,7 @@ impl<'a> RangeDecoder<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn tree<const N: usize>(&mut self, probs: &mut [u16; N]) -> usize {
         let mut m = 1;
         while m < N {
@@ -77,6 +79,7 @@ impl<'a> RangeDecoder<'a> {
         m - N
     }
 
+    #[inline(always)]
     fn reverse_tree(&mut self, probs: &mut [u16], bits: u32) -> usize {
         let (mut m, mut value) = (1usize, 0);
         for n in 0..bits {
@@ -88,6 +91,7 @@ impl<'a> RangeDecoder<'a> {
         value
     }
 
+    #[inline(always)]
     fn direct(&mut self, bits: u32) -> usize {
         let mut value = 0;
         for _ in 0..bits {
@@ -121,6 +125,7 @@ impl LengthCoder {
         high: [PROB_INIT; 256],
     };
 
+    #[inline(always)]
     fn decode(&mut self, rc: &mut RangeDecoder<'_>, pos_state: usize) -> usize {
         let pos_state = pos_state % POS_STATES_MAX;
         MATCH_MIN
@@ -174,6 +179,10 @@ pub(super) enum End {
     Marker,
 }
 
+/// Probabilities of a literal: without a match byte, and with each value of its bit.
+type LiteralProbs = [[u16; 0x100]; 3];
+const LITERAL_INIT: LiteralProbs = [[PROB_INIT; 0x100]; 3];
+
 /// Decoder state that lasts over LZMA2 chunks.
 #[derive(Debug)]
 pub(super) struct Lzma {
@@ -183,7 +192,7 @@ pub(super) struct Lzma {
     state: usize,
     rep: [usize; 4],
     probs: Probs,
-    literal: Vec<[u16; 0x300]>,
+    literal: Vec<LiteralProbs>,
     /// Output position where the dictionary begins.
     pub(super) dict_start: usize,
 }
@@ -216,7 +225,7 @@ impl Lzma {
         self.pb_mask = (1 << pb) - 1;
         self.literal.clear();
         self.literal.try_reserve_exact(1 << lc_lp).map_err(|_| Bad)?;
-        self.literal.resize(1 << lc_lp, [PROB_INIT; 0x300]);
+        self.literal.resize(1 << lc_lp, LITERAL_INIT);
         self.reset_state();
         Ok(())
     }
@@ -226,9 +235,10 @@ impl Lzma {
         self.state = 0;
         self.rep = [0; 4];
         self.probs = Probs::NEW;
-        self.literal.fill([PROB_INIT; 0x300]);
+        self.literal.fill(LITERAL_INIT);
     }
 
+    #[inline(always)]
     fn literal(&mut self, rc: &mut RangeDecoder<'_>, out: &[u8], at: usize) -> Result<u8, Bad> {
         let previous = if at > self.dict_start { out.get(at - 1).copied().unwrap_or(0) } else { 0 };
         let context = ((at - self.dict_start) & self.lp_mask) << self.lc
@@ -241,16 +251,16 @@ impl Lzma {
             let mut matched = usize::from(*out.get(from).ok_or(Bad)?);
             while symbol < 0x100 {
                 matched <<= 1;
-                let match_bit = matched & 0x100;
-                let bit = rc.bit(&mut probs[(0x100 + match_bit + symbol) % 0x300]);
+                let match_bit = matched >> 8 & 1;
+                let bit = rc.bit(&mut probs[1 + match_bit][symbol & 0xff]);
                 symbol = symbol << 1 | usize::from(bit);
-                if (match_bit != 0) != bit {
+                if match_bit != usize::from(bit) {
                     break;
                 }
             }
         }
         while symbol < 0x100 {
-            symbol = symbol << 1 | usize::from(rc.bit(&mut probs[symbol]));
+            symbol = symbol << 1 | usize::from(rc.bit(&mut probs[0][symbol & 0xff]));
         }
         self.state = match self.state {
             0..=3 => 0,
@@ -260,6 +270,7 @@ impl Lzma {
         Ok(symbol as u8)
     }
 
+    #[inline(always)]
     fn distance(&mut self, rc: &mut RangeDecoder<'_>, len: usize) -> usize {
         let len_state = (len - MATCH_MIN).min(3);
         let slot = rc.tree(&mut self.probs.pos_slot[len_state]);
@@ -276,66 +287,83 @@ impl Lzma {
         }
     }
 
-    /// Length of a repeated match; brings its distance to `rep[0]`. 1 for the short repeat.
-    fn repeat(&mut self, rc: &mut RangeDecoder<'_>, pos_state: usize) -> usize {
-        let state = self.state;
+    /// Brings a repeated match's distance to `rep[0]`; true for the short repeat, of one byte.
+    #[inline(always)]
+    fn repeat(&mut self, rc: &mut RangeDecoder<'_>, pos_state: usize) -> bool {
+        let state = self.state % STATES;
         let p = &mut self.probs;
         if !rc.bit(&mut p.is_rep_g0[state]) {
-            if !rc.bit(&mut p.is_rep0_long[state][pos_state]) {
-                self.state = if state < 7 { 9 } else { 11 };
-                return 1;
-            }
-        } else {
-            let which = if !rc.bit(&mut p.is_rep_g1[state]) {
-                1
-            } else if !rc.bit(&mut p.is_rep_g2[state]) {
-                2
-            } else {
-                3
-            };
-            self.rep[..=which].rotate_right(1);
+            return !rc.bit(&mut p.is_rep0_long[state][pos_state]);
         }
-        self.state = if state < 7 { 8 } else { 11 };
-        p.rep_len.decode(rc, pos_state)
+        if !rc.bit(&mut p.is_rep_g1[state]) {
+            self.rep[..2].rotate_right(1);
+        } else if !rc.bit(&mut p.is_rep_g2[state]) {
+            self.rep[..3].rotate_right(1);
+        } else {
+            self.rep.rotate_right(1);
+        }
+        false
+    }
+
+    /// A match's length, its distance in `rep[0]`; `None` for the end marker.
+    #[inline(always)]
+    fn a_match(&mut self, rc: &mut RangeDecoder<'_>, pos_state: usize) -> Option<usize> {
+        let after_literal = self.state < 7;
+        let repeated = rc.bit(&mut self.probs.is_rep[self.state % STATES]);
+        if repeated {
+            if self.repeat(rc, pos_state) {
+                self.state = if after_literal { 9 } else { 11 };
+                return Some(1);
+            }
+            self.state = if after_literal { 8 } else { 11 };
+        } else {
+            self.rep.rotate_right(1);
+            self.state = if after_literal { 7 } else { 10 };
+        }
+        let p = &mut self.probs;
+        let coder = if repeated { &mut p.rep_len } else { &mut p.len };
+        let len = coder.decode(rc, pos_state);
+        if !repeated {
+            self.rep[0] = self.distance(rc, len);
+            if self.rep[0] == u32::MAX as usize {
+                return None;
+            }
+        }
+        Some(len)
     }
 
     /// Decodes symbols into `out[*at..end]`.
     pub(super) fn decode(
         &mut self,
-        rc: &mut RangeDecoder<'_>,
+        coder: &mut RangeDecoder<'_>,
         out: &mut [u8],
         at: &mut usize,
         end: usize,
     ) -> Result<End, Bad> {
-        while *at < end {
-            let pos_state = (*at - self.dict_start) & self.pb_mask & (POS_STATES_MAX - 1);
-            // The state is below 12 by construction; the remainder tells the compiler.
-            self.state %= STATES;
-            if !rc.bit(&mut self.probs.is_match[self.state][pos_state]) {
-                let byte = self.literal(rc, out, *at)?;
-                *out.get_mut(*at).ok_or(Bad)? = byte;
-                *at += 1;
+        let mut rc = *coder;
+        let mut ended = End::Full;
+        let mut pos = *at;
+        while pos < end {
+            let pos_state = (pos - self.dict_start) & self.pb_mask & (POS_STATES_MAX - 1);
+            if !rc.bit(&mut self.probs.is_match[self.state % STATES][pos_state]) {
+                let byte = self.literal(&mut rc, out, pos)?;
+                *out.get_mut(pos).ok_or(Bad)? = byte;
+                pos += 1;
                 continue;
             }
-            let len = if rc.bit(&mut self.probs.is_rep[self.state]) {
-                self.repeat(rc, pos_state)
-            } else {
-                self.rep.rotate_right(1);
-                let len = self.probs.len.decode(rc, pos_state);
-                self.state = if self.state < 7 { 7 } else { 10 };
-                self.rep[0] = self.distance(rc, len);
-                if self.rep[0] == u32::MAX as usize {
-                    return Ok(End::Marker);
-                }
-                len
+            let Some(len) = self.a_match(&mut rc, pos_state) else {
+                ended = End::Marker;
+                break;
             };
-            if self.rep[0] >= *at - self.dict_start || len > end - *at || rc.overrun() {
+            if self.rep[0] >= pos - self.dict_start || len > end - pos || rc.overrun() {
                 return Err(Bad);
             }
-            super::copy_match(out, *at, self.rep[0] + 1, len)?;
-            *at += len;
+            super::copy_match(out, pos, self.rep[0] + 1, len)?;
+            pos += len;
         }
-        if rc.overrun() { Err(Bad) } else { Ok(End::Full) }
+        *coder = rc;
+        *at = pos;
+        if rc.overrun() { Err(Bad) } else { Ok(ended) }
     }
 }
 

@@ -81,8 +81,9 @@ fn copy_match(out: &mut [u8], at: usize, distance: usize, length: usize) -> Resu
     if distance >= length && length >= 32 {
         out.copy_within(from..from + length, at);
     } else {
-        for n in at..end {
-            out[n] = out[n - distance];
+        let piece = out.get_mut(from..end).ok_or(Bad)?;
+        for n in distance..piece.len() {
+            piece[n] = piece[n - distance];
         }
     }
     Ok(())

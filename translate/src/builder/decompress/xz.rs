@@ -106,6 +106,22 @@ fn lzma2(input: &mut Input<'_>, out: &mut [u8], at: &mut usize) -> Result<(), Ba
     }
 }
 
+/// Bytes, in eights, without an E8 or E9 among them.
+#[inline]
+fn skip(buf: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let mut skipped = 0;
+    for chunk in buf.as_chunks::<8>().0 {
+        // A zero byte where one is; the borrow finds zero bytes, and at worst one too many.
+        let v = (u64::from_le_bytes(*chunk) & (0xfe * ONES)) ^ (0xe8 * ONES);
+        if v.wrapping_sub(ONES) & !v & (0x80 * ONES) != 0 {
+            break;
+        }
+        skipped += 8;
+    }
+    skipped
+}
+
 /// Undoes the x86 branch filter: CALL and JMP targets that were made absolute become relative
 /// again. A candidate is an E8 or E9 byte whose operand's top byte is 00 or FF; `mask` remembers
 /// which of the three bytes before were candidates too, in which case the operand may overlap
@@ -119,6 +135,7 @@ fn unfilter_x86(buf: &mut [u8]) {
     while i + 4 < buf.len() {
         if buf[i] & 0xfe != 0xe8 {
             i += 1;
+            i += skip(buf.get(i..).unwrap_or_default());
             continue;
         }
         match previous.map(|p| i - p) {

@@ -29,7 +29,8 @@ pub fn parse_allow_list(text: &str) -> Result<Vec<Allowed>, String> {
 /// A log line without what differs from boot to boot: level, time, numbers.
 #[must_use]
 pub fn normalise(line: &str) -> String {
-    let line = line.strip_prefix('<').and_then(|l| l.split_once('>')).map_or(line, |(_, rest)| rest);
+    let line =
+        line.strip_prefix('<').and_then(|l| l.split_once('>')).map_or(line, |(_, rest)| rest);
     let line = match line.strip_prefix('[') {
         Some(rest) => rest.split_once(']').map_or(line, |(_, text)| text),
         None => line,
@@ -75,7 +76,9 @@ pub fn unexplained(ours: &[String], reference: &[String], allowed: &[Allowed]) -
     let known: BTreeSet<_> = reference.iter().map(|l| normalise(l)).collect();
     let bad = |line: &&String| {
         let line = normalise(line);
-        !line.is_empty() && !known.contains(&line) && !allowed.iter().any(|a| line.contains(&a.part))
+        !line.is_empty()
+            && !known.contains(&line)
+            && !allowed.iter().any(|a| line.contains(&a.part))
     };
     ours.iter().filter(bad).cloned().collect()
 }
@@ -86,7 +89,10 @@ mod tests {
 
     #[test]
     fn numbers_and_times_do_not_matter() {
-        assert_eq!(normalise("<4>[    0.123456] foo: at 0xffff88 cpu 3, 12.5 MHz"), "foo: at # cpu #, #.# MHz");
+        assert_eq!(
+            normalise("<4>[    0.123456] foo: at 0xffff88 cpu 3, 12.5 MHz"),
+            "foo: at # cpu #, #.# MHz"
+        );
         assert_eq!(normalise("<4>[ 1.0] x86: bad"), normalise("<3>[ 2.5] x86: bad"));
     }
 

@@ -67,6 +67,11 @@ fn record(kernel: &Kernel, test: &str) -> Result<Vec<String>> {
     let transcript = Transcript::of(&outcome);
     match transcript.log {
         Some(log) if outcome.status == Status::POWER_OFF => Ok(log),
-        _ => bail!("{} under real Xen: {}, console ends:\n{}", kernel.release, outcome.status.text(), transcript.tail()),
+        _ => bail!(
+            "{} under real Xen: {}, console ends:\n{}",
+            kernel.release,
+            outcome.status.text(),
+            transcript.tail()
+        ),
     }
 }

@@ -66,7 +66,9 @@ mod tests {
 
     #[test]
     fn marks_and_log_are_found() {
-        let t = Transcript::parse("noise\n@@ init 6.1\n@@ log begin\n<4>[ 1.0] x\n@@ log end\n@@ end\n");
+        let t = Transcript::parse(
+            "noise\n@@ init 6.1\n@@ log begin\n<4>[ 1.0] x\n@@ log end\n@@ end\n",
+        );
         assert_eq!(t.mark("init"), Some("6.1"));
         assert_eq!(t.mark("end"), Some(""));
         assert_eq!(t.mark("stress"), None);

@@ -39,13 +39,16 @@ impl Suite {
             bail!("\"{name}\" is not the name of a Debian suite");
         }
         if !Path::new(KEYRING).exists() {
-            bail!("{KEYRING} is missing: packages are fetched on Debian only; give --kernel and --initrd instead");
+            bail!(
+                "{KEYRING} is missing: packages are fetched on Debian only; give --kernel and --initrd instead"
+            );
         }
         let dir = cache::dir()?.join("apt").join(name);
         let suite = Self { name: name.to_owned(), dir };
         suite.configure()?;
         let stamp = suite.dir.join("updated");
-        let fresh = fs::metadata(&stamp).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+        let fresh =
+            fs::metadata(&stamp).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
         if fresh.is_none_or(|age| age > LISTS_FRESH) {
             suite.update()?;
             fs::write(stamp, "")?;
@@ -61,7 +64,8 @@ impl Suite {
         let by = format!("[signed-by={KEYRING}]");
         let mut sources = format!("deb {by} {} {} main\n", mirrors.main, self.name);
         if !matches!(self.name.as_str(), "sid" | "unstable") {
-            sources.push_str(&format!("deb {by} {} {}-security main\n", mirrors.security, self.name));
+            sources
+                .push_str(&format!("deb {by} {} {}-security main\n", mirrors.security, self.name));
         }
         fs::write(self.dir.join("sources.list"), sources)?;
         let status = self.dir.join("status");
@@ -93,7 +97,10 @@ impl Suite {
 
     fn tool(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env("APT_CONFIG", self.dir.join("apt.conf")).env("LC_ALL", "C").stdin(Stdio::null());
+        command
+            .env("APT_CONFIG", self.dir.join("apt.conf"))
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null());
         command
     }
 
@@ -110,7 +117,9 @@ impl Suite {
 
     /// Packages the newest version of `package` depends on, names only.
     pub fn depends(&self, package: &str) -> Result<Vec<String>> {
-        let Some(line) = self.field(package, "Depends")?.into_iter().next() else { return Ok(Vec::new()) };
+        let Some(line) = self.field(package, "Depends")?.into_iter().next() else {
+            return Ok(Vec::new());
+        };
         Ok(line.split(',').filter_map(|d| d.split_whitespace().next()).map(str::to_owned).collect())
     }
 
@@ -126,13 +135,16 @@ impl Suite {
     pub fn unpack(&self, package: &str, into: &Path) -> Result<()> {
         let work = tempfile::Builder::new().prefix("deb-").tempdir_in(&self.dir)?;
         let mut command = self.tool("apt-get");
-        command.args(["download", "-q", "-o", "APT::Status-Fd=1", package]).current_dir(work.path());
+        command
+            .args(["download", "-q", "-o", "APT::Status-Fd=1", package])
+            .current_dir(work.path());
         with_progress(command, package)?;
         let deb = fs::read_dir(work.path())?
             .filter_map(|e| Some(e.ok()?.path()))
             .find(|p| p.extension().is_some_and(|e| e == "deb"))
             .with_context(|| format!("apt-get gave no package file for {package}"))?;
-        let done = Command::new("dpkg-deb").arg("-x").arg(&deb).arg(into).output().context("dpkg-deb")?;
+        let done =
+            Command::new("dpkg-deb").arg("-x").arg(&deb).arg(into).output().context("dpkg-deb")?;
         if !done.status.success() {
             bail!("cannot unpack {package}: {}", last_line(&done.stderr));
         }
@@ -141,28 +153,44 @@ impl Suite {
 }
 
 fn last_line(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).lines().rfind(|l| !l.trim().is_empty()).unwrap_or("no message").to_owned()
+    String::from_utf8_lossy(bytes)
+        .lines()
+        .rfind(|l| !l.trim().is_empty())
+        .unwrap_or("no message")
+        .to_owned()
 }
 
 /// Runs an apt command that reports to its standard output, with a bar.
 fn with_progress(mut command: Command, what: &str) -> Result<()> {
     let bar = if std::io::stderr().is_terminal() {
-        let style = ProgressStyle::with_template("pontoon: fetching {msg} [{bar:30}] {percent}%")?.progress_chars("=> ");
+        let style = ProgressStyle::with_template("pontoon: fetching {msg} [{bar:30}] {percent}%")?
+            .progress_chars("=> ");
         ProgressBar::new(100).with_style(style).with_message(what.to_owned())
     } else {
         crate::say(format!("fetching {what}"));
         ProgressBar::hidden()
     };
     let errors = tempfile::tempfile()?;
-    let mut child = command.stdout(Stdio::piped()).stderr(errors.try_clone()?).spawn().context("apt-get cannot be run")?;
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(errors.try_clone()?)
+        .spawn()
+        .context("apt-get cannot be run")?;
     if let Some(out) = child.stdout.take() {
         for line in BufReader::new(out).lines() {
             // dlstatus:<item>:<percent>:<text>
             let line = line?;
-            let percent = line.strip_prefix("dlstatus:").and_then(|l| l.split(':').nth(1)).and_then(|p| p.parse::<f64>().ok());
+            let percent = line
+                .strip_prefix("dlstatus:")
+                .and_then(|l| l.split(':').nth(1))
+                .and_then(|p| p.parse::<f64>().ok());
             if let Some(percent) = percent {
                 // A percentage: fits, and a wrong one only draws a wrong bar.
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100")]
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "0 to 100"
+                )]
                 bar.set_position(percent as u64);
             }
         }
@@ -185,14 +213,16 @@ fn with_progress(mut command: Command, what: &str) -> Result<()> {
 /// it has none.
 fn machine_mirrors() -> Mirrors {
     let mut uris = Vec::new();
-    let parts = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|e| e.path());
+    let parts =
+        fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|e| e.path());
     for path in parts.chain([PathBuf::from("/etc/apt/sources.list")]) {
         let text = fs::read_to_string(path).unwrap_or_default();
         uris.extend(source_uris(&text));
     }
     let find = |end: &str| uris.iter().find(|u| u.trim_end_matches('/').ends_with(end)).cloned();
     let main = find("/debian").unwrap_or_else(|| "http://deb.debian.org/debian".into());
-    let security = find("/debian-security").unwrap_or_else(|| "http://deb.debian.org/debian-security".into());
+    let security =
+        find("/debian-security").unwrap_or_else(|| "http://deb.debian.org/debian-security".into());
     Mirrors { main, security }
 }
 

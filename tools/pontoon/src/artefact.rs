@@ -40,7 +40,10 @@ impl Artefact {
     /// older than its sources; elsewhere it lies beside the running program. A
     /// variable such as `PONTOON_HVHOST` names another one.
     pub fn find(self) -> Result<PathBuf> {
-        let variable = format!("PONTOON_{}", self.binary.trim_start_matches("pontoon-").to_uppercase().replace('-', "_"));
+        let variable = format!(
+            "PONTOON_{}",
+            self.binary.trim_start_matches("pontoon-").to_uppercase().replace('-', "_")
+        );
         if let Some(path) = std::env::var_os(&variable).map(PathBuf::from) {
             anyhow::ensure!(path.is_file(), "{variable}={} is no file", path.display());
             return Ok(path);
@@ -99,10 +102,13 @@ impl Artefact {
             bail!("building {} failed", self.binary);
         }
         let text = String::from_utf8_lossy(&out.stdout);
-        let executable = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(|m| {
-            let ours = m["reason"] == "compiler-artifact" && m["target"]["name"] == self.binary;
-            ours.then(|| m["executable"].as_str().map(PathBuf::from)).flatten()
-        });
+        let executable = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .find_map(|m| {
+                let ours = m["reason"] == "compiler-artifact" && m["target"]["name"] == self.binary;
+                ours.then(|| m["executable"].as_str().map(PathBuf::from)).flatten()
+            });
         executable.with_context(|| format!("cargo named no executable for {}", self.binary))
     }
 }

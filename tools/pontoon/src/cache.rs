@@ -13,7 +13,8 @@ pub fn dir() -> Result<PathBuf> {
         .or_else(|| crate::artefact::workspace().map(|w| w.join(".cache")))
         .or_else(|| from_env("HOME").map(|h| h.join(".cache/pontoon")))
         .context("no place for a cache: set XDG_CACHE_HOME")?;
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create the cache {}", dir.display()))?;
+    fs::create_dir_all(&dir)
+        .with_context(|| format!("cannot create the cache {}", dir.display()))?;
     Ok(dir)
 }
 

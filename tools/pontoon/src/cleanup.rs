@@ -57,7 +57,10 @@ pub struct Scratch {
 impl Scratch {
     /// Makes a directory.
     pub fn new() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("pontoon-").tempdir().context("no temporary directory can be made")?;
+        let dir = tempfile::Builder::new()
+            .prefix("pontoon-")
+            .tempdir()
+            .context("no temporary directory can be made")?;
         let path = dir.keep();
         ours().dirs.push(path.clone());
         Ok(Self { path })

@@ -48,7 +48,13 @@ impl<W: Write> Archive<W> {
 
     /// Adds a file whose data begins at a multiple of `align` bytes from the
     /// archive's start, by an entry called `pad_name` in front of it.
-    pub fn aligned_file(&mut self, pad_name: &str, name: &str, align: u64, data: &[u8]) -> io::Result<()> {
+    pub fn aligned_file(
+        &mut self,
+        pad_name: &str,
+        name: &str,
+        align: u64,
+        data: &[u8],
+    ) -> io::Result<()> {
         let overhead = |name: &str| (HEADER_BYTES + name.len() as u64 + 1).next_multiple_of(4);
         let unpadded = self.at + overhead(pad_name) + overhead(name);
         let padding = unpadded.next_multiple_of(align) - unpadded;
@@ -69,7 +75,9 @@ impl<W: Write> Archive<W> {
     }
 
     fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) -> io::Result<()> {
-        let size = u32::try_from(data.len()).map_err(|_| io::Error::other(format!("{name} is too large for a cpio archive (4 GiB)")))?;
+        let size = u32::try_from(data.len()).map_err(|_| {
+            io::Error::other(format!("{name} is too large for a cpio archive (4 GiB)"))
+        })?;
         let inode = self.inode;
         self.inode += 1;
         let links = if mode & S_IFDIR == S_IFDIR { 2 } else { 1 };

@@ -70,11 +70,20 @@ impl Machine {
         let file = tempfile::Builder::new().prefix("bundle-").tempfile_in(dir)?;
         std::fs::write(file.path(), made)?;
         let (_, path) = file.keep()?;
-        Ok(Self { kernel: artefact::SHIM.find()?, initrd: Some(path), append: String::new(), ..self.clone() })
+        Ok(Self {
+            kernel: artefact::SHIM.find()?,
+            initrd: Some(path),
+            append: String::new(),
+            ..self.clone()
+        })
     }
 
     /// hvhost's arguments, with paths as `place` gives them.
-    pub fn hvhost_args(&self, stats: Option<&str>, mut place: impl FnMut(&Path) -> Result<String>) -> Result<Vec<String>> {
+    pub fn hvhost_args(
+        &self,
+        stats: Option<&str>,
+        mut place: impl FnMut(&Path) -> Result<String>,
+    ) -> Result<Vec<String>> {
         let mut args = vec!["--kernel".into(), place(&self.kernel)?];
         if let Some(initrd) = &self.initrd {
             args.extend(["--initrd".into(), place(initrd)?]);
@@ -124,11 +133,17 @@ impl Host {
     pub fn choose(under: Under, memory_mib: u64) -> Result<(Self, String)> {
         let nested = |why: &str| -> Result<(Self, String)> {
             let session = Session::start(memory_mib)?;
-            Ok((Self::Nested(Box::new(session)), format!("hvhost runs in an emulated machine with nested virtualization: {why}")))
+            Ok((
+                Self::Nested(Box::new(session)),
+                format!("hvhost runs in an emulated machine with nested virtualization: {why}"),
+            ))
         };
         match under {
             Under::Auto => match crate::kvm::probe() {
-                Ok(()) => Ok((Self::Kvm, "hvhost runs on this machine's KVM, which has Hyper-V's interfaces".into())),
+                Ok(()) => Ok((
+                    Self::Kvm,
+                    "hvhost runs on this machine's KVM, which has Hyper-V's interfaces".into(),
+                )),
                 Err(why) => nested(&why),
             },
             Under::Kvm => match crate::kvm::probe() {
@@ -136,13 +151,21 @@ impl Host {
                 Err(why) => bail!("--under kvm is not possible: {why}"),
             },
             Under::Nested => nested("as asked"),
-            Under::Qemu => Ok((Self::Qemu(Qemu::default()), "plain QEMU, emulating the processor, without Hyper-V: as asked".into())),
+            Under::Qemu => Ok((
+                Self::Qemu(Qemu::default()),
+                "plain QEMU, emulating the processor, without Hyper-V: as asked".into(),
+            )),
         }
     }
 
     /// Runs a guest to its end; its console goes to `output` as it comes, `input`
     /// is connected to it meanwhile.
-    pub fn run(&mut self, machine: &Machine, input: &Input, output: &mut dyn FnMut(&[u8])) -> Result<Outcome> {
+    pub fn run(
+        &mut self,
+        machine: &Machine,
+        input: &Input,
+        output: &mut dyn FnMut(&[u8]),
+    ) -> Result<Outcome> {
         match self {
             Self::Kvm => run_on_kvm(machine, input, output),
             Self::Nested(session) => session.run(machine, input, output),
@@ -232,7 +255,12 @@ fn pump(mut from: impl Read + Send + 'static, to: Sender<Piece>, piece: fn(Vec<u
 }
 
 /// Runs a host program whose standard streams are the guest's console.
-pub fn run_child(mut command: Command, machine: &Machine, input: &Input, output: &mut dyn FnMut(&[u8])) -> Result<Outcome> {
+pub fn run_child(
+    mut command: Command,
+    machine: &Machine,
+    input: &Input,
+    output: &mut dyn FnMut(&[u8]),
+) -> Result<Outcome> {
     let began = Instant::now();
     let program = command.get_program().to_string_lossy().into_owned();
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();

@@ -52,9 +52,14 @@ fn busybox() -> Result<PathBuf> {
 #[must_use]
 pub fn is_static(elf: &[u8]) -> bool {
     const PT_INTERP: u32 = 3;
-    let half = |at: usize| elf.get(at..at + 2).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));
-    let (Some(at), Some(size), Some(count)) = (half(0x20), half(0x36), half(0x38)) else { return false };
-    elf.starts_with(b"\x7fELF") && (0..count).all(|i| elf.get(at + i * size..at + i * size + 4) != Some(&PT_INTERP.to_le_bytes()))
+    let half =
+        |at: usize| elf.get(at..at + 2).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));
+    let (Some(at), Some(size), Some(count)) = (half(0x20), half(0x36), half(0x38)) else {
+        return false;
+    };
+    elf.starts_with(b"\x7fELF")
+        && (0..count)
+            .all(|i| elf.get(at + i * size..at + i * size + 4) != Some(&PT_INTERP.to_le_bytes()))
 }
 
 /// The initramfs with a shell.

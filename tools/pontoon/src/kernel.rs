@@ -18,7 +18,8 @@ pub struct Kernel {
 }
 
 /// Suites whose kernels the tests run, oldest first.
-pub const SUITES: [&str; 6] = ["bullseye", "bookworm", "trixie", "forky", "sid", "bookworm-backports"];
+pub const SUITES: [&str; 6] =
+    ["bullseye", "bookworm", "trixie", "forky", "sid", "bookworm-backports"];
 
 /// Whether `spec` names a kernel of Debian rather than a file: a suite, or
 /// `suite:release` for one of its older kernels.
@@ -40,7 +41,10 @@ impl Kernel {
     /// is there is used for a day without asking whether a newer one is out.
     pub fn get(spec: &str) -> Result<Self> {
         let (suite, wanted) = match spec.split_once(':') {
-            Some((suite, release)) => (suite, Some(release.to_owned())),
+            Some((suite, release)) if release.ends_with("-amd64") => {
+                (suite, Some(release.to_owned()))
+            }
+            Some((suite, release)) => (suite, Some(format!("{release}-amd64"))),
             None => (spec, None),
         };
         let _lock = cache::lock("kernels")?;
@@ -70,7 +74,10 @@ impl Kernel {
             self.dir.join(format!("boot/vmlinuz-{}", self.release)),
             self.dir.join(format!("usr/lib/modules/{}/vmlinuz", self.release)),
         ];
-        places.into_iter().find(|p| p.exists()).with_context(|| format!("the package of {} has no vmlinuz", self.release))
+        places
+            .into_iter()
+            .find(|p| p.exists())
+            .with_context(|| format!("the package of {} has no vmlinuz", self.release))
     }
 
     /// The kernel as ELF file, taken out of the image once: boots faster where
@@ -185,7 +192,11 @@ pub fn pipe_through(program: &str, args: &[&str], input: &[u8]) -> Result<Vec<u8
     let mut file = tempfile::tempfile()?;
     file.write_all(input)?;
     file.rewind()?;
-    let out = Command::new(program).args(args).stdin(file).output().with_context(|| format!("{program} cannot be run"))?;
+    let out = Command::new(program)
+        .args(args)
+        .stdin(file)
+        .output()
+        .with_context(|| format!("{program} cannot be run"))?;
     Ok(out.stdout)
 }
 

@@ -21,7 +21,12 @@ pub fn probe() -> Result<(), String> {
         return Err("this machine has no /dev/kvm".into());
     }
     let agent = artefact::AGENT.find().map_err(|e| format!("{e:#}"))?;
-    let child = Command::new(agent).arg("probe-kvm").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let child = Command::new(agent)
+        .arg("probe-kvm")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
     let mut child = child.map_err(|e| format!("the prober cannot be run: {e}"))?;
     let until = Instant::now() + LIMIT;
     loop {
@@ -46,7 +51,10 @@ pub fn probe() -> Result<(), String> {
 /// Does the asking, in this process.
 pub fn probe_here() -> Result<(), String> {
     let kvm = Kvm::new().map_err(|e| format!("/dev/kvm cannot be opened ({e})"))?;
-    let needed = [(Cap::HypervSynic2, "KVM_CAP_HYPERV_SYNIC2"), (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP")];
+    let needed = [
+        (Cap::HypervSynic2, "KVM_CAP_HYPERV_SYNIC2"),
+        (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
+    ];
     for (cap, name) in needed {
         if !kvm.check_extension(cap) {
             return Err(format!("/dev/kvm lacks {name}"));

@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
+use pontoon::cleanup::{self, Scratch};
 use pontoon::host::{Host, Input, Machine, Under};
 use pontoon::kernel::{self, Kernel};
 use pontoon::outcome::Status;
-use pontoon::cleanup::{self, Scratch};
 use pontoon::{initramfs, say, setup, tty};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -87,8 +87,10 @@ enum Where {
 
 /// A size in MiB.
 fn parse_memory(text: &str) -> Result<u64, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 = number.parse().map_err(|_| format!("\"{text}\" is no size; write 512M or 1G"))?;
+    let (number, unit) =
+        text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 =
+        number.parse().map_err(|_| format!("\"{text}\" is no size; write 512M or 1G"))?;
     let mib = match unit.to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
         "" | "M" => Some(number),
         "G" => number.checked_mul(1024),

@@ -14,8 +14,8 @@
 //! the session does.
 
 use crate::artefact;
-use crate::cpio::Archive;
 use crate::cleanup::{Reaper, Scratch};
+use crate::cpio::Archive;
 use crate::host::{Collected, Input, Machine, OVERTIME};
 use crate::kernel::Kernel;
 use crate::outcome::{Outcome, Status};
@@ -67,7 +67,10 @@ impl Session {
         listener.set_nonblocking(true)?;
         let log = dir.path().join("log");
         let mut command = qemu(&kernel.vmlinux()?, &initrd, &socket, &log, guest_mib + OWN_MIB);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(dir.path().join("qemu"))?);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(dir.path().join("qemu"))?);
         let mut machine = Reaper::new(child.spawn().context("qemu-system-x86_64 cannot be run")?);
         let deadline = Instant::now() + START_LIMIT;
         let stream = loop {
@@ -87,13 +90,29 @@ impl Session {
             _ => bail!("the emulated machine does not come up: {}", last_words(dir.path())),
         }
         let writer = Arc::new(Mutex::new(stream));
-        Ok(Self { writer, reader, sent: HashMap::new(), memory_mib: guest_mib, _machine: machine, dir })
+        Ok(Self {
+            writer,
+            reader,
+            sent: HashMap::new(),
+            memory_mib: guest_mib,
+            _machine: machine,
+            dir,
+        })
     }
 
     /// Runs a guest on hvhost.
-    pub fn run(&mut self, machine: &Machine, input: &Input, output: &mut dyn FnMut(&[u8])) -> Result<Outcome> {
+    pub fn run(
+        &mut self,
+        machine: &Machine,
+        input: &Input,
+        output: &mut dyn FnMut(&[u8]),
+    ) -> Result<Outcome> {
         if machine.memory_mib > self.memory_mib {
-            bail!("a guest of {} MiB does not fit: this emulated machine was started for {}", machine.memory_mib, self.memory_mib);
+            bail!(
+                "a guest of {} MiB does not fit: this emulated machine was started for {}",
+                machine.memory_mib,
+                self.memory_mib
+            );
         }
         let stats = machine.stats.then_some(STATS);
         let mut argv = vec!["/hvhost".to_owned()];
@@ -102,7 +121,13 @@ impl Session {
     }
 
     /// Runs any program of the emulated machine.
-    pub fn run_program(&mut self, argv: Vec<String>, machine: &Machine, input: &Input, output: &mut dyn FnMut(&[u8])) -> Result<Outcome> {
+    pub fn run_program(
+        &mut self,
+        argv: Vec<String>,
+        machine: &Machine,
+        input: &Input,
+        output: &mut dyn FnMut(&[u8]),
+    ) -> Result<Outcome> {
         let limit = machine.timeout.map(|t| t + OVERTIME);
         let timeout_ms = limit.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
         let run = Run { argv, timeout_ms, give_back: machine.stats.then(|| STATS.to_owned()) };
@@ -118,8 +143,11 @@ impl Session {
         let mut collected = Collected::new(machine.show_errors);
         let mut stats = None;
         loop {
-            let frame = protocol::receive(&mut self.reader).context("the emulated machine does not answer")?;
-            let Some((kind, payload)) = frame else { bail!("the emulated machine went down: {}", last_words(self.dir.path())) };
+            let frame = protocol::receive(&mut self.reader)
+                .context("the emulated machine does not answer")?;
+            let Some((kind, payload)) = frame else {
+                bail!("the emulated machine went down: {}", last_words(self.dir.path()))
+            };
             match kind {
                 Kind::OUTPUT => collected.output(&payload, output),
                 Kind::ERROR => collected.error(&payload),
@@ -134,7 +162,8 @@ impl Session {
                         (_, Some(code), _) => Status(code),
                         (.., signal) => Status(128 + signal.unwrap_or(0)),
                     };
-                    let mut outcome = collected.outcome(status, Duration::from_millis(exit.wall_ms));
+                    let mut outcome =
+                        collected.outcome(status, Duration::from_millis(exit.wall_ms));
                     outcome.stats = stats;
                     return Ok(outcome);
                 }
@@ -166,15 +195,6 @@ impl Session {
         }
         self.sent.insert(path.to_owned(), (state.0, state.1, there.clone()));
         Ok(there)
-    }
-
-    /// Ends the running program from another thread; its run then returns.
-    #[must_use]
-    pub fn killer(&self) -> impl FnOnce() + Send + 'static {
-        let writer = Arc::clone(&self.writer);
-        move || {
-            let _ = send(&writer, Kind::KILL, &[]);
-        }
     }
 
     fn send(&self, kind: Kind, payload: &[u8]) -> Result<()> {

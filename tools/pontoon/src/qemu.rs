@@ -36,7 +36,12 @@ impl Default for Qemu {
 
 impl Qemu {
     /// Runs a guest to its end.
-    pub fn run(&self, machine: &Machine, input: &Input, output: &mut dyn FnMut(&[u8])) -> Result<Outcome> {
+    pub fn run(
+        &self,
+        machine: &Machine,
+        input: &Input,
+        output: &mut dyn FnMut(&[u8]),
+    ) -> Result<Outcome> {
         if !machine.without.is_empty() {
             bail!("--hv-without has no meaning in plain QEMU, which has no Hyper-V features");
         }
@@ -66,7 +71,12 @@ impl Qemu {
             .args(["-accel", "tcg", "-cpu", &self.cpu])
             .args(["-m", &format!("{}M", machine.memory_mib), "-smp", &machine.cpus.to_string()])
             .args(["-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con"])
-            .args(["-chardev", &format!("socket,id=qmp,path={}", events.display()), "-mon", "chardev=qmp,mode=control"])
+            .args([
+                "-chardev",
+                &format!("socket,id=qmp,path={}", events.display()),
+                "-mon",
+                "chardev=qmp,mode=control",
+            ])
             // A guest that reports a crash writes (status - 1) / 2 here.
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
             .args(["-d", "cpu_reset", "-D"])

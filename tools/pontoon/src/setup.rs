@@ -47,7 +47,8 @@ pub fn for_testing() -> Result<()> {
 }
 
 fn ensure(needs: &[Need]) -> Result<()> {
-    let missing: Vec<_> = needs.iter().filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect();
+    let missing: Vec<_> =
+        needs.iter().filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -64,9 +65,13 @@ fn ensure(needs: &[Need]) -> Result<()> {
             bail!("apt-get could not install {list}: {why}");
         }
     }
-    let still: Vec<_> = needs.iter().filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect();
+    let still: Vec<_> =
+        needs.iter().filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect();
     if !still.is_empty() {
-        bail!("apt-get installed {}, yet their files are not where Debian has them", still.join(" "));
+        bail!(
+            "apt-get installed {}, yet their files are not where Debian has them",
+            still.join(" ")
+        );
     }
     Ok(())
 }
@@ -78,9 +83,20 @@ fn apt_get(action: &str, packages: &[&str]) -> Result<std::result::Result<(), St
     if !root {
         command.args(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
     }
-    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-y", "--no-install-recommends", action]);
+    command.env("DEBIAN_FRONTEND", "noninteractive").args([
+        "-qq",
+        "-y",
+        "--no-install-recommends",
+        action,
+    ]);
     let out = command.args(packages).stdin(Stdio::null()).output();
-    let out = out.with_context(|| if root { "apt-get cannot be run" } else { "not root, and sudo cannot be run: install by hand" })?;
+    let out = out.with_context(|| {
+        if root {
+            "apt-get cannot be run"
+        } else {
+            "not root, and sudo cannot be run: install by hand"
+        }
+    })?;
     if out.status.success() {
         return Ok(Ok(()));
     }
@@ -93,7 +109,11 @@ fn apt_get(action: &str, packages: &[&str]) -> Result<std::result::Result<(), St
 /// toolchain, not when the toolchain was there before.
 fn rust_target() -> Result<()> {
     let Some(workspace) = crate::artefact::workspace() else { return Ok(()) };
-    let sysroot = Command::new("rustc").current_dir(&workspace).args(["--print", "sysroot"]).output().context("rustc cannot be run")?;
+    let sysroot = Command::new("rustc")
+        .current_dir(&workspace)
+        .args(["--print", "sysroot"])
+        .output()
+        .context("rustc cannot be run")?;
     let sysroot = String::from_utf8_lossy(&sysroot.stdout).trim().to_owned();
     if Path::new(&sysroot).join("lib/rustlib/x86_64-unknown-none/lib").exists() {
         return Ok(());
@@ -104,7 +124,8 @@ fn rust_target() -> Result<()> {
 fn rust_components() -> Result<()> {
     let Some(workspace) = crate::artefact::workspace() else { return Ok(()) };
     for (tool, component) in [("clippy", "clippy"), ("fmt", "rustfmt")] {
-        let there = Command::new("cargo").current_dir(&workspace).args([tool, "--version"]).output();
+        let there =
+            Command::new("cargo").current_dir(&workspace).args([tool, "--version"]).output();
         if !there.is_ok_and(|o| o.status.success()) {
             rustup_add("component", &[component])?;
         }
@@ -120,10 +141,14 @@ fn rustup_add(kind: &str, names: &[&str]) -> Result<()> {
         rustup.current_dir(workspace);
     }
     let out = rustup.args([kind, "add"]).args(names).output();
-    let out = out.with_context(|| format!("rustup cannot be run; install the Rust {kind} {list}"))?;
+    let out =
+        out.with_context(|| format!("rustup cannot be run; install the Rust {kind} {list}"))?;
     if !out.status.success() {
         let text = String::from_utf8_lossy(&out.stderr).into_owned();
-        bail!("rustup could not add the {kind} {list}: {}", text.lines().last().unwrap_or("no reason given"));
+        bail!(
+            "rustup could not add the {kind} {list}: {}",
+            text.lines().last().unwrap_or("no reason given")
+        );
     }
     Ok(())
 }

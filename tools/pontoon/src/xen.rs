@@ -37,10 +37,16 @@ pub fn hypervisor() -> Result<PathBuf> {
 
 /// Runs `machine` as PV dom0 of Xen with all of its memory. Xen's own messages
 /// come on the same console unless `quiet`.
-pub fn run(machine: &Machine, qemu: &Qemu, quiet: bool, output: &mut dyn FnMut(&[u8])) -> Result<Outcome> {
+pub fn run(
+    machine: &Machine,
+    qemu: &Qemu,
+    quiet: bool,
+    output: &mut dyn FnMut(&[u8]),
+) -> Result<Outcome> {
     let initrd = machine.initrd.as_ref().context("a dom0 here needs an initrd")?;
     let level = if quiet { "loglvl=none guest_loglvl=none" } else { "loglvl=all" };
-    let append = format!("console=com1 com1=115200,8n1 dom0=pv dom0_mem={}M {level}", machine.memory_mib);
+    let append =
+        format!("console=com1 com1=115200,8n1 dom0=pv dom0_mem={}M {level}", machine.memory_mib);
     // QEMU takes "file arguments,file" and wants commas in arguments doubled.
     let module = format!("{} {}", machine.kernel.display(), machine.append).replace(',', ",,");
     let modules = format!("{module},{}", initrd.display().to_string().replace(',', ",,"));

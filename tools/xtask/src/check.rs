@@ -9,9 +9,47 @@ use std::fs;
 pub fn run() -> Result<()> {
     pontoon::setup::for_testing()?;
     cargo(&["fmt", "--all", "--check"])?;
-    cargo(&["clippy", "--quiet", "--workspace", "--exclude", "shim", "--exclude", "tiny-guests", "--all-targets", "--", "-D", "warnings"])?;
-    cargo(&["clippy", "--quiet", "--profile", "ring0", "--package", "shim", "--package", "tiny-guests", "--target", BARE, "--", "-D", "warnings"])?;
-    run_command(cargo_command(&["doc", "--quiet", "--no-deps", "--workspace", "--exclude", "shim", "--exclude", "tiny-guests"])?.env("RUSTDOCFLAGS", "-D warnings"))?;
+    cargo(&[
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--exclude",
+        "shim",
+        "--exclude",
+        "tiny-guests",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ])?;
+    cargo(&[
+        "clippy",
+        "--quiet",
+        "--profile",
+        "ring0",
+        "--package",
+        "shim",
+        "--package",
+        "tiny-guests",
+        "--target",
+        BARE,
+        "--",
+        "-D",
+        "warnings",
+    ])?;
+    run_command(
+        cargo_command(&[
+            "doc",
+            "--quiet",
+            "--no-deps",
+            "--workspace",
+            "--exclude",
+            "shim",
+            "--exclude",
+            "tiny-guests",
+        ])?
+        .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
     dependencies_are_explained()
 }
 
@@ -19,12 +57,17 @@ pub fn run() -> Result<()> {
 fn dependencies_are_explained() -> Result<()> {
     let root = workspace()?;
     let manifest = fs::read_to_string(root.join("Cargo.toml"))?;
-    let text = fs::read_to_string(root.join("docs/dependencies.md")).context("docs/dependencies.md")?;
-    let section = manifest.split("[workspace.dependencies]").nth(1).context("no workspace dependencies")?;
+    let text =
+        fs::read_to_string(root.join("docs/dependencies.md")).context("docs/dependencies.md")?;
+    let section =
+        manifest.split("[workspace.dependencies]").nth(1).context("no workspace dependencies")?;
     let section = section.split("\n[").next().unwrap_or_default();
     for line in section.lines().filter(|l| !l.contains("path =") && !l.starts_with('#')) {
         if let Some((name, _)) = line.split_once(" = ") {
-            ensure!(text.contains(&format!("`{name}`")), "docs/dependencies.md does not say what {name} is for");
+            ensure!(
+                text.contains(&format!("`{name}`")),
+                "docs/dependencies.md does not say what {name} is for"
+            );
         }
     }
     Ok(())
@@ -43,7 +86,8 @@ pub fn size() -> Result<()> {
 /// Bytes of file and of memory in an ELF file's loadable segments.
 fn loadable(elf: &[u8]) -> Option<(u64, u64)> {
     let word = |at: usize| Some(u64::from_le_bytes(elf.get(at..at + 8)?.try_into().ok()?));
-    let half = |at: usize| Some(usize::from(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?)));
+    let half =
+        |at: usize| Some(usize::from(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?)));
     let table = usize::try_from(word(0x20)?).ok()?;
     let (size, count) = (half(0x36)?, half(0x38)?);
     let mut sums = (0, 0);

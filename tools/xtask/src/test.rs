@@ -36,13 +36,22 @@ pub fn run(options: &Options) -> Result<()> {
     pontoon::setup::for_testing()?;
     cargo(&["test", "--workspace", "--exclude", "shim", "--exclude", "tiny-guests"])?;
     if options.quick {
-        return boots(&E2e { kernel: Some("bookworm".into()), filter: Some("stress".into()), ..E2e::default() });
+        return boots(&E2e {
+            kernel: Some("bookworm".into()),
+            filter: Some("stress".into()),
+            ..E2e::default()
+        });
     }
     if options.matrix {
         return boots(&E2e { hv_without: Some("none;each".into()), ..E2e::default() });
     }
     // Everything on the full host; the fallbacks of the shim on one kernel.
-    boots(&E2e { kernel: Some("bookworm".into()), hv_without: Some("each".into()), filter: Some("stress".into()), ..E2e::default() })?;
+    boots(&E2e {
+        kernel: Some("bookworm".into()),
+        hv_without: Some("each".into()),
+        filter: Some("stress".into()),
+        ..E2e::default()
+    })?;
     boots(&E2e::default())
 }
 
@@ -53,7 +62,8 @@ pub fn e2e(options: &E2e) -> Result<()> {
 }
 
 fn boots(options: &E2e) -> Result<()> {
-    let mut command = cargo_command(&["test", "--package", "pontoon-tests", "--test", "e2e", "--"])?;
+    let mut command =
+        cargo_command(&["test", "--package", "pontoon-tests", "--test", "e2e", "--"])?;
     command.env("PONTOON_E2E", "1");
     let variables = [
         ("PONTOON_E2E_KERNELS", &options.kernel),
@@ -73,13 +83,19 @@ fn boots(options: &E2e) -> Result<()> {
 pub fn fuzz(seconds: u64, target: Option<&str>) -> Result<()> {
     pontoon::setup::for_testing()?;
     let dir = workspace()?.join("tests/fuzz");
-    let installed = cargo_command(&["fuzz", "--version"])?.output().is_ok_and(|o| o.status.success());
-    ensure!(installed, "cargo-fuzz is missing: cargo install cargo-fuzz, and rustup toolchain install nightly");
+    let installed =
+        cargo_command(&["fuzz", "--version"])?.output().is_ok_and(|o| o.status.success());
+    ensure!(
+        installed,
+        "cargo-fuzz is missing: cargo install cargo-fuzz, and rustup toolchain install nightly"
+    );
     let list = cargo_command(&["+nightly", "fuzz", "list"])?.current_dir(&dir).output()?;
     let list = String::from_utf8_lossy(&list.stdout).into_owned();
     for name in list.lines().filter(|name| target.is_none_or(|t| t == *name)) {
         let limit = format!("-max_total_time={seconds}");
-        run_command(cargo_command(&["+nightly", "fuzz", "run", name, "--", &limit])?.current_dir(&dir))?;
+        run_command(
+            cargo_command(&["+nightly", "fuzz", "run", name, "--", &limit])?.current_dir(&dir),
+        )?;
     }
     Ok(())
 }

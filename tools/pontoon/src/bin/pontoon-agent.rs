@@ -31,7 +31,9 @@ fn main() {
         return;
     }
     if std::process::id() != 1 {
-        eprintln!("pontoon-agent: started by pontoon inside its emulated machine; use `pontoon boot`");
+        eprintln!(
+            "pontoon-agent: started by pontoon inside its emulated machine; use `pontoon boot`"
+        );
         std::process::exit(2);
     }
     if let Err(e) = serve() {
@@ -49,7 +51,9 @@ fn power_off() -> ! {
 }
 
 fn serve() -> Result<()> {
-    for (kind, at) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/tmp")] {
+    for (kind, at) in
+        [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/tmp")]
+    {
         fs::create_dir_all(at)?;
         mount(kind, at, kind, MountFlags::empty(), None).with_context(|| format!("mount {at}"))?;
     }
@@ -58,7 +62,8 @@ fn serve() -> Result<()> {
         rustix::system::finit_module(&file, c"", 0).with_context(|| format!("load {module}"))?;
     }
     let port = open_port()?;
-    let mut agent = Agent { out: Arc::new(Mutex::new(port.try_clone()?)), running: None, upload: None };
+    let mut agent =
+        Agent { out: Arc::new(Mutex::new(port.try_clone()?)), running: None, upload: None };
     agent.tell(Kind::HELLO, b"ready");
     let mut from = port;
     while let Some((kind, payload)) = protocol::receive(&mut from)? {
@@ -102,7 +107,12 @@ impl Agent {
                     fs::create_dir_all(format!("{dir}/"))?;
                 }
                 use std::os::unix::fs::OpenOptionsExt;
-                let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o755).open(&path);
+                let file = OpenOptions::new()
+                    .create(true)
+                    .write(true)
+                    .truncate(true)
+                    .mode(0o755)
+                    .open(&path);
                 self.upload = Some(file.with_context(|| path.clone())?);
             }
             Kind::DATA => match &mut self.upload {
@@ -116,7 +126,16 @@ impl Agent {
                 self.running = None;
                 match start(&run, &self.out) {
                     Ok(running) => self.running = Some(running),
-                    Err(e) => report(&self.out, &Exit { code: None, signal: None, timed_out: false, failure: Some(format!("{e:#}")), wall_ms: 0 }),
+                    Err(e) => report(
+                        &self.out,
+                        &Exit {
+                            code: None,
+                            signal: None,
+                            timed_out: false,
+                            failure: Some(format!("{e:#}")),
+                            wall_ms: 0,
+                        },
+                    ),
                 }
             }
             Kind::INPUT => {

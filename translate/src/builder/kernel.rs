@@ -45,24 +45,46 @@ pub struct Kernel<'a> {
     pub supported_features: u32,
 }
 
+/// What a kernel file holds.
+enum Content<'a> {
+    Elf(&'a [u8]),
+    Packed(&'a [u8]),
+}
+
+fn content(file: &[u8]) -> Result<Content<'_>, BuildError> {
+    let inner = if bzimage::is_bzimage(file) { bzimage::payload(file)? } else { file };
+    if elf::is_elf(inner) {
+        Ok(Content::Elf(inner))
+    } else if bzimage::is_bzimage(file) || decompress::detect(inner).is_some() {
+        Ok(Content::Packed(inner))
+    } else {
+        Err(BuildError::UnknownFormat)
+    }
+}
+
 /// The ELF image in a kernel file.
 fn unpack(file: &[u8]) -> Result<Cow<'_, [u8]>, BuildError> {
-    if elf::is_elf(file) {
-        return Ok(Cow::Borrowed(file));
-    }
-    let packed = if bzimage::is_bzimage(file) {
-        let payload = bzimage::payload(file)?;
-        if elf::is_elf(payload) {
-            return Ok(Cow::Borrowed(payload));
+    match content(file)? {
+        Content::Elf(image) => Ok(Cow::Borrowed(image)),
+        Content::Packed(packed) => {
+            let image = decompress::decompress(packed)?;
+            if elf::is_elf(&image) { Ok(Cow::Owned(image)) } else { Err(BuildError::UnknownFormat) }
         }
-        payload
-    } else if decompress::detect(file).is_some() {
-        file
-    } else {
-        return Err(BuildError::UnknownFormat);
-    };
-    let image = decompress::decompress(packed)?;
-    if elf::is_elf(&image) { Ok(Cow::Owned(image)) } else { Err(BuildError::UnknownFormat) }
+    }
+}
+
+/// Heap that [`Kernel::load`] needs for a file, in bytes, a copy of an image that is not packed
+/// included.
+///
+/// # Errors
+/// What is wrong with the file, as far as it shows without unpacking.
+pub fn heap_bytes(file: &[u8]) -> Result<usize, BuildError> {
+    /// Tables of the hungriest decoder (lzma with lc + lp = 12: 6 MiB) and odds and ends.
+    const WORKSPACE: usize = 7 << 20;
+    match content(file)? {
+        Content::Elf(image) => Ok(image.len() + (64 << 10)),
+        Content::Packed(packed) => Ok(decompress::unpacked_bytes(packed)? + WORKSPACE),
+    }
 }
 
 impl<'a> Kernel<'a> {

@@ -10,6 +10,7 @@ use xen_abi::{GuestVa, MachineAddr, Mfn, Pfn};
 use zerocopy::FromBytes;
 
 use super::fixtures::{LOAD_ADDR, Memory, Seg, VIRT_BASE, elf, linux_like, linux_notes, note};
+use super::kernel::heap_bytes;
 use super::layout::{self, Config, Layout};
 use super::populate::{Machine, Start, populate};
 use super::{BuildError, Kernel};
@@ -322,6 +323,16 @@ fn large_domains_are_planned_at_once() {
     let kernel = Kernel::load(&file).unwrap();
     let plan = layout::plan(&kernel, &config).unwrap();
     assert!(plan.window.pages > 32768);
+}
+
+#[test]
+fn the_heap_is_known_before() {
+    let file = linux_like(&[]);
+    assert_eq!(heap_bytes(&file), Ok(file.len() + 0x1_0000));
+    let sample = include_bytes!("decompress/samples/sample.xz");
+    assert_eq!(heap_bytes(sample), Ok(200_000 + (7 << 20)));
+    assert_eq!(heap_bytes(b"MZ"), Err(BuildError::UnknownFormat));
+    assert_eq!(refused(sample), BuildError::UnknownFormat);
 }
 
 #[test]

@@ -165,6 +165,16 @@ pub fn detect(data: &[u8]) -> Option<Compression> {
     MAGICS.iter().find(|(magic, _)| data.starts_with(magic)).map(|&(_, format)| format)
 }
 
+/// The size packed data says it unpacks to.
+///
+/// # Errors
+/// [`BuildError::Truncated`], [`BuildError::TooLarge`].
+pub fn unpacked_bytes(data: &[u8]) -> Result<usize, BuildError> {
+    let size = data.last_chunk::<4>().ok_or(BuildError::Truncated)?;
+    let size = usize::try_from(u32::from_le_bytes(*size)).map_err(|_| BuildError::TooLarge)?;
+    if size > MAX_BYTES { Err(BuildError::TooLarge) } else { Ok(size) }
+}
+
 /// Decompresses data that ends in its decompressed size, as bzImage payloads and gzip files do.
 ///
 /// # Errors
@@ -172,11 +182,8 @@ pub fn detect(data: &[u8]) -> Option<Compression> {
 /// [`BuildError::UnknownCompression`].
 pub fn decompress(data: &[u8]) -> Result<Vec<u8>, BuildError> {
     let format = detect(data).ok_or(BuildError::UnknownCompression)?;
-    let (body, size) = data.split_last_chunk::<4>().ok_or(BuildError::Truncated)?;
-    let size = usize::try_from(u32::from_le_bytes(*size)).map_err(|_| BuildError::TooLarge)?;
-    if size > MAX_BYTES {
-        return Err(BuildError::TooLarge);
-    }
+    let size = unpacked_bytes(data)?;
+    let (body, _) = data.split_last_chunk::<4>().ok_or(BuildError::Truncated)?;
     let mut out = Vec::new();
     out.try_reserve_exact(size).map_err(|_| BuildError::NoMemory)?;
     out.resize(size, 0);

@@ -33,6 +33,7 @@ pub mod serial;
 pub mod stats;
 pub mod synic;
 pub mod terminal;
+pub mod trace;
 pub mod vcpu;
 
 pub use exit::{ExitStatus, Outcome};

@@ -15,10 +15,10 @@ use crate::ports::Ports;
 use crate::probe;
 use crate::serial::{COM_IRQ, Com};
 use crate::stats::Counters;
+use crate::trace::Trace;
 use crate::vcpu::{Shared, Vcpu};
 use anyhow::{Context, Result};
 use hv_abi::cpuid::LEAF_VENDOR;
-use hv_abi::msr::{HV_X64_MSR_REFERENCE_TSC, HV_X64_MSR_SIEFP, HV_X64_MSR_SIMP};
 use kvm_bindings::{
     CpuId, KVM_CAP_HYPERV_ENFORCE_CPUID, KVM_CAP_HYPERV_SYNIC2, KVM_CAP_SPLIT_IRQCHIP,
     KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES,
@@ -35,13 +35,10 @@ use std::arch::x86_64::__cpuid;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Instant;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-
-/// Synthetic MSRs `--trace-msrs` looks at.
-const TRACED_MSRS: std::ops::Range<u32> = 0x4000_0000..0x4000_0200;
 
 /// Interrupts into KVM.
 struct KvmMsi(Arc<VmFd>);
@@ -95,7 +92,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let markers = options.marker.clone();
     let com2 = Com::new(&options.com2, irq2, Vec::new(), counters.clone(), &events)?;
     let com1 = Com::new(&options.com1, irq1, markers, counters.clone(), &events)?;
-    route_msrs(&vm, hv, options.trace_msrs)?;
+    if hv.is_some_and(|features| features.contains(HvFeatures::CRASH)) {
+        route_crash_msrs(&vm)?;
+    }
     if probe::has_statistics(&kvm) {
         counters.add_vm(stats_file(&*vm));
     }
@@ -117,11 +116,13 @@ pub fn run(options: &Options) -> Result<Outcome> {
         }
         vcpus.push(vcpu);
     }
-    start(vcpus, &counters, &events)?;
+    start(vcpus, options, &counters, &events)?;
     let outcome = wait(options, &ended);
     com1.drain();
     com2.drain();
-    write_stats(options.stats.as_deref(), &counters, Some(&outcome))?;
+    let written = write_stats(options.stats.as_deref(), &counters, Some(&outcome));
+    counters.end_trace();
+    written?;
     Ok(outcome)
 }
 
@@ -179,35 +180,16 @@ fn load(options: &Options, memory: &Memory, payload: &Payload) -> Result<boot::E
     boot::load(&machine, payload, options.door)
 }
 
-/// Has accesses to the crash MSRs (with `trace` to all synthetic MSRs) handed out.
-fn route_msrs(vm: &VmFd, hv: Option<HvFeatures>, trace: bool) -> Result<()> {
-    let crash = hv.is_some_and(|f| f.contains(HvFeatures::CRASH));
-    let range = if trace {
-        TRACED_MSRS
-    } else if crash {
-        *msrs::RANGE.start()..*msrs::RANGE.end() + 1
-    } else {
-        return Ok(());
-    };
+/// Has accesses to the crash MSRs handed out, where they are offered.
+fn route_crash_msrs(vm: &VmFd) -> Result<()> {
     let reason = u64::from(KVM_MSR_EXIT_REASON_FILTER);
     enable_vm_cap(vm, KVM_CAP_X86_USER_SPACE_MSR, reason).context("KVM_CAP_X86_USER_SPACE_MSR")?;
-    let msr_count = range.end - range.start;
-    // Bits of zero: none of the range is KVM's own to do, but for what means
-    // another thing to KVM when its user does it.
-    let mut bitmap = vec![0u8; msr_count.div_ceil(8) as usize];
-    if trace {
-        for msr in [HV_X64_MSR_REFERENCE_TSC, HV_X64_MSR_SIMP, HV_X64_MSR_SIEFP] {
-            let bit = msr - range.start;
-            if let Some(byte) = bitmap.get_mut(bit as usize / 8) {
-                *byte |= 1 << (bit % 8);
-            }
-        }
-    }
     let filter = MsrFilterRange {
         flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
-        base: range.start,
-        msr_count,
-        bitmap: &bitmap,
+        base: *msrs::RANGE.start(),
+        msr_count: msrs::RANGE.end() - msrs::RANGE.start() + 1,
+        // Bits of zero: none of the range is KVM's own to do.
+        bitmap: &[0],
     };
     vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[filter]).context("KVM_X86_SET_MSR_FILTER")
 }
@@ -270,18 +252,33 @@ fn create_vcpu(vm: &VmFd, shape: &Shape, leaves: &[kvm_cpuid_entry2]) -> Result<
 }
 
 /// Starts a thread for each virtual processor.
-fn start(vcpus: Vec<Vcpu>, counters: &Counters, events: &Sender<Outcome>) -> Result<()> {
-    counters.first_entry();
+fn start(
+    vcpus: Vec<Vcpu>,
+    options: &Options,
+    counters: &Counters,
+    events: &Sender<Outcome>,
+) -> Result<()> {
+    // Tracing wants to know the threads, by their names, before they run: they
+    // wait once until all are there and once until it has started.
+    let ready = Arc::new(Barrier::new(vcpus.len() + 1));
     for (id, mut vcpu) in vcpus.into_iter().enumerate() {
-        let events = events.clone();
+        let (events, ready) = (events.clone(), ready.clone());
         thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
+                ready.wait();
+                ready.wait();
                 // The receiver lives until the program ends.
                 let _ = events.send(vcpu.run());
             })
             .context("cannot start a thread for a virtual processor")?;
     }
+    ready.wait();
+    if options.trace {
+        counters.add_trace(Trace::start()?);
+    }
+    counters.first_entry();
+    ready.wait();
     Ok(())
 }
 
@@ -339,5 +336,5 @@ fn write_stats(path: Option<&Path>, counters: &Counters, end: Option<&Outcome>) 
     report.write(path)
 }
 
-// What `route_msrs` asks KVM for is what `MsrExitReason` calls a filter exit.
+// What `route_crash_msrs` asks KVM for is what `MsrExitReason` calls a filter exit.
 const _: () = assert!(MsrExitReason::Filter.bits() == KVM_MSR_EXIT_REASON_FILTER);

@@ -63,9 +63,9 @@ pub struct Options {
     /// End with status 6 after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,
-    /// Count accesses to synthetic MSRs by number. Slow: each becomes a user exit.
-    #[arg(long)]
-    pub trace_msrs: bool,
+    /// Count VM exits, hypercalls, MSRs and vectors in the kernel (tracefs, root).
+    #[arg(long, requires = "stats")]
+    pub trace: bool,
 }
 
 impl Options {

@@ -1,6 +1,7 @@
 //! Counters of a run, and their JSON form (`docs/hvhost.md` explains the fields).
 
 use crate::kvm_ext::KvmStats;
+use crate::trace::{Trace, TraceReport};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -73,6 +74,7 @@ pub struct Counters {
 struct KvmFiles {
     vm: Option<KvmStats>,
     vcpus: Vec<KvmStats>,
+    trace: Option<Trace>,
 }
 
 /// Accesses to one MSR.
@@ -109,6 +111,9 @@ pub struct Report {
     pub interrupts: BTreeMap<String, u64>,
     /// KVM's own statistics.
     pub kvm: KvmReport,
+    /// Counts of KVM's tracepoints (`--trace`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceReport>,
 }
 
 /// KVM's own statistics.
@@ -158,6 +163,16 @@ impl Counters {
     /// Adds KVM's statistics of the next virtual processor.
     pub fn add_vcpu(&self, stats: Option<KvmStats>) {
         lock(&self.kvm).vcpus.extend(stats);
+    }
+
+    /// Adds the tracepoint counts.
+    pub fn add_trace(&self, trace: Trace) {
+        lock(&self.kvm).trace = Some(trace);
+    }
+
+    /// Ends the tracepoint counts.
+    pub fn end_trace(&self) {
+        lock(&self.kvm).trace = None;
     }
 
     /// Counts an exit to this program.
@@ -245,6 +260,7 @@ impl Counters {
                 total,
                 vcpus,
             },
+            trace: kvm.trace.as_ref().map(Trace::report),
         }
     }
 }

@@ -5,18 +5,17 @@ use crate::boot::{Entry, GDT};
 use crate::exit::Outcome;
 use crate::ioapic::{self, IoApic};
 use crate::memory::{IOAPIC_BASE, Memory};
-use crate::msrs::{self, CrashMsrs};
+use crate::msrs::CrashMsrs;
 use crate::ports::Ports;
 use crate::stats::{Counters, ExitReason};
 use crate::synic::{self, SynicPages};
 use anyhow::{Context, Result};
 use hv_abi::HvStatus;
 use hv_abi::hypercall::{Control, HvResult};
-use hv_abi::msr::{HV_X64_MSR_STIMER0_CONFIG, HV_X64_MSR_STIMER3_COUNT, PageMsr};
-use hv_abi::timer::StimerConfig;
+use hv_abi::msr::PageMsr;
 use kvm_bindings::{
-    KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_IO_OUT, KVM_SYSTEM_EVENT_CRASH,
-    KVM_SYSTEM_EVENT_RESET, Msrs, kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
+    KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_IO_OUT, KVM_SYSTEM_EVENT_RESET, Msrs,
+    kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::fmt::Write as _;
@@ -99,13 +98,6 @@ impl Vcpu {
         Ok(())
     }
 
-    fn get_msr(&self, index: u32) -> Option<u64> {
-        let entry = kvm_msr_entry { index, ..Default::default() };
-        let mut msrs = Msrs::from_entries(&[entry]).ok()?;
-        (self.fd.get_msrs(&mut msrs).ok()? == 1).then_some(())?;
-        msrs.as_slice().first().map(|entry| entry.data)
-    }
-
     /// Runs until the machine ends.
     #[must_use]
     pub fn run(&mut self) -> Outcome {
@@ -130,117 +122,69 @@ impl Vcpu {
     fn step(&mut self) -> Next {
         let shared = &self.shared;
         let count = |reason| shared.counters.exit(reason);
-        let (index, value) = match self.fd.run() {
+        let crash = || shared.crash.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.fd.run() {
             Ok(VcpuExit::IoIn(..)) => {
                 count(ExitReason::IoIn);
-                return Next::Io;
+                Next::Io
             }
             Ok(VcpuExit::IoOut(..)) => {
                 count(ExitReason::IoOut);
-                return Next::Io;
+                Next::Io
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 count(ExitReason::MmioRead);
                 mmio_read(&shared.ioapic, address, data);
-                return Next::Run;
+                Next::Run
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 count(ExitReason::MmioWrite);
                 mmio_write(&shared.ioapic, address, data);
-                return Next::Run;
+                Next::Run
             }
             Ok(VcpuExit::IoapicEoi(vector)) => {
                 count(ExitReason::IoapicEoi);
                 shared.ioapic.end_of_interrupt(vector);
-                return Next::Run;
+                Next::Run
             }
-            Ok(VcpuExit::Hyperv) => return Next::Hyperv,
+            Ok(VcpuExit::Hyperv) => Next::Hyperv,
             Ok(VcpuExit::X86Rdmsr(exit)) => {
                 count(ExitReason::MsrRead);
                 shared.counters.msr(exit.index, false);
-                let crash = shared.crash.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(value) = crash.read(exit.index) {
-                    *exit.data = value;
-                    return Next::Run;
+                match crash().read(exit.index) {
+                    Some(value) => *exit.data = value,
+                    None => *exit.error = 1,
                 }
-                (exit.index, None)
+                Next::Run
             }
             Ok(VcpuExit::X86Wrmsr(exit)) => {
                 count(ExitReason::MsrWrite);
                 shared.counters.msr(exit.index, true);
-                if msrs::RANGE.contains(&exit.index) {
-                    let mut crash = shared.crash.lock().unwrap_or_else(PoisonError::into_inner);
-                    let report = crash.write(exit.index, exit.data, &shared.memory);
-                    return report.map_or(Next::Run, |r| Next::End(Outcome::Crash(r)));
-                }
-                (exit.index, Some(exit.data))
+                let report = crash().write(exit.index, exit.data, &shared.memory);
+                report.map_or(Next::Run, |report| Next::End(Outcome::Crash(report)))
             }
-            Ok(VcpuExit::Shutdown) => {
-                return Next::End(Outcome::TripleFault(self.registers()));
-            }
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => {
-                return Next::End(Outcome::Reset);
-            }
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
-                return Next::Broken("KVM reports a guest crash it should have left to us".into());
-            }
+            Ok(VcpuExit::Shutdown) => Next::End(Outcome::TripleFault(self.registers())),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Next::End(Outcome::Reset),
             Ok(VcpuExit::Intr) => {
                 count(ExitReason::Interrupted);
-                return Next::Run;
+                Next::Run
             }
             Err(error) if matches!(error.errno(), EINTR | EAGAIN) => {
                 count(ExitReason::Interrupted);
-                return Next::Run;
+                Next::Run
             }
             Ok(VcpuExit::InternalError) => {
-                return Next::Broken("KVM cannot emulate what the guest does".into());
+                Next::Broken("KVM cannot emulate what the guest does".into())
             }
             Ok(VcpuExit::FailEntry(reason, _)) => {
-                return Next::Broken(format!("the processor refuses the guest: {reason:#x}"));
+                Next::Broken(format!("the processor refuses the guest: {reason:#x}"))
             }
             Ok(other) => {
                 count(ExitReason::Other);
-                return Next::Broken(format!("KVM ends the run for an unknown reason: {other:?}"));
+                Next::Broken(format!("KVM ends the run for an unknown reason: {other:?}"))
             }
-            Err(error) => return Next::Broken(format!("KVM_RUN: {error}")),
-        };
-        self.forward_msr(index, value);
-        Next::Run
-    }
-
-    /// `--trace-msrs`: KVM does what it would have done without the detour.
-    fn forward_msr(&mut self, index: u32, value: Option<u64>) {
-        let done = match value {
-            None => self.get_msr(index),
-            Some(value) => {
-                let done = self.set_msr(index, value).ok().map(|()| value);
-                self.enable_timer(index, value);
-                done
-            }
-        };
-        let run = self.fd.get_kvm_run();
-        // SAFETY: the last exit was for an MSR, so this is the member in use; all
-        // its fields are plain integers.
-        let msr = unsafe { &mut run.__bindgen_anon_1.msr };
-        msr.data = done.unwrap_or(0);
-        msr.error = u8::from(done.is_none());
-    }
-
-    /// KVM starts and stops a timer by its count only when the guest writes it.
-    fn enable_timer(&self, index: u32, count: u64) {
-        let number = index.wrapping_sub(HV_X64_MSR_STIMER0_CONFIG);
-        if index > HV_X64_MSR_STIMER3_COUNT || number % 2 == 0 {
-            return;
+            Err(error) => Next::Broken(format!("KVM_RUN: {error}")),
         }
-        let config_msr = index - 1;
-        let Some(config) = self.get_msr(config_msr) else { return };
-        let config = match count {
-            0 => config & !StimerConfig::ENABLED,
-            _ if config & StimerConfig::AUTO_ENABLE != 0 => config | StimerConfig::ENABLED,
-            _ => return,
-        };
-        // The guest sees the outcome in the register itself.
-        let _ = self.set_msr(config_msr, config);
     }
 
     fn io(&mut self) -> Option<Outcome> {

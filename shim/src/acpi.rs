@@ -17,8 +17,6 @@ pub struct Gas {
 }
 
 impl Gas {
-    /// System memory.
-    pub const MEMORY: u8 = 0;
     /// System I/O.
     pub const IO: u8 = 1;
 }

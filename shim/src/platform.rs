@@ -278,7 +278,7 @@ impl Clock for Shim<'_> {
         crate::time::set_timer(self.cpu, deadline_ns);
     }
     fn stolen_ns(&self) -> u64 {
-        0
+        crate::time::stolen_ns(self.cpu)
     }
 }
 

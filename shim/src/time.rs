@@ -5,10 +5,10 @@
 //! CPUID, or a measurement against the reference counter, the ACPI timer or the PIT.
 
 use core::arch::x86_64::_rdtsc;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use spin::Once;
 use translate::platform::TscScale;
+use translate::time::{mul_shift_hz, ns_to_tsc, tsc_to_ns};
 use x86_64::instructions::port::Port;
 
 use crate::acpi::{Gas, Power};
@@ -17,17 +17,8 @@ use crate::hv;
 
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// The conversion, unpacked for speed: `ns = ((tsc - base) << shift, or >> -shift) * mul >> 32`.
-struct Scale {
-    base: AtomicU64,
-    mul: AtomicU32,
-    shift: AtomicU8,
-}
-
-static SCALE: Scale =
-    Scale { base: AtomicU64::new(0), mul: AtomicU32::new(0), shift: AtomicU8::new(0) };
-static HZ: AtomicU64 = AtomicU64::new(0);
-static STABLE: AtomicU8 = AtomicU8::new(0);
+/// The conversion, once the rate is known.
+static SCALE: Once<TscScale> = Once::new();
 static WALLCLOCK: Once<(u64, u32)> = Once::new();
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,53 +38,23 @@ pub fn rdtsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// `(mul, shift)` for a TSC of `hz`: `ns = ticks * 10^9 / hz` to 32 significant bits.
-fn scale_of(hz: u64) -> (u32, i8) {
-    let mut shift = 0i8;
-    // ns per tick as 32.32 fixed point, brought into [2^31, 2^32) by the shift.
-    let mut ratio = (u128::from(NS_PER_S) << 64) / u128::from(hz);
-    while ratio >= 1 << 64 {
-        ratio >>= 1;
-        shift += 1;
-    }
-    while ratio < 1 << 63 {
-        ratio <<= 1;
-        shift -= 1;
-    }
-    // Round to nearest; a carry out of 32 bits is one more shift.
-    let rounded = (ratio + (1 << 31)) >> 32;
-    if rounded >> 32 != 0 { (1 << 31, shift + 1) } else { (rounded as u32, shift) }
-}
-
-fn convert(ticks: u64, mul: u32, shift: i8) -> u64 {
-    let ticks = if shift >= 0 { ticks << shift } else { ticks >> -shift };
-    (u128::from(ticks) * u128::from(mul) >> 32) as u64
+/// The conversion as the guest is told; before [`init`] one in which time stands still.
+#[inline]
+pub fn tsc_scale() -> TscScale {
+    const STILL: TscScale =
+        TscScale { tsc_timestamp: 0, system_time_ns: 0, mul: 0, shift: 0, khz: 0, stable: false };
+    SCALE.get().copied().unwrap_or(STILL)
 }
 
 /// Nanoseconds of system time.
 #[inline]
 pub fn now_ns() -> u64 {
-    let ticks = rdtsc().wrapping_sub(SCALE.base.load(Ordering::Relaxed));
-    let shift = SCALE.shift.load(Ordering::Relaxed) as i8;
-    convert(ticks, SCALE.mul.load(Ordering::Relaxed), shift)
+    tsc_to_ns(&tsc_scale(), rdtsc())
 }
 
 /// Nanoseconds since a TSC reading, which may be older than the clock.
 pub fn since(tsc: u64) -> u64 {
-    let ticks = rdtsc().wrapping_sub(tsc);
-    convert(ticks, SCALE.mul.load(Ordering::Relaxed), SCALE.shift.load(Ordering::Relaxed) as i8)
-}
-
-/// The conversion as the guest is told.
-pub fn tsc_scale() -> TscScale {
-    TscScale {
-        tsc_timestamp: SCALE.base.load(Ordering::Relaxed),
-        system_time_ns: 0,
-        mul: SCALE.mul.load(Ordering::Relaxed),
-        shift: SCALE.shift.load(Ordering::Relaxed) as i8,
-        khz: (HZ.load(Ordering::Relaxed) / 1000).min(u64::from(u32::MAX)) as u32,
-        stable: STABLE.load(Ordering::Relaxed) != 0,
-    }
+    tsc_to_ns(&TscScale { tsc_timestamp: tsc, ..tsc_scale() }, rdtsc())
 }
 
 /// Wall-clock time at system time 0.
@@ -198,15 +159,16 @@ pub fn init(power: &Power, f: &Features) -> Option<&'static str> {
     if hz < 1_000_000 {
         return None;
     }
-    let (mul, shift) = scale_of(hz);
-    HZ.store(hz, Ordering::Relaxed);
-    SCALE.mul.store(mul, Ordering::Relaxed);
-    SCALE.shift.store(shift as u8, Ordering::Relaxed);
-    let stable = f.invariant_tsc || hv::reference_tsc().is_some();
-    STABLE.store(u8::from(stable), Ordering::Relaxed);
-    SCALE.base.store(rdtsc(), Ordering::Relaxed);
-    WALLCLOCK
-        .call_once(|| (crate::rtc::seconds().unwrap_or(0).saturating_sub(now_ns() / NS_PER_S), 0));
+    let (mul, shift) = mul_shift_hz(hz);
+    SCALE.call_once(|| TscScale {
+        tsc_timestamp: rdtsc(),
+        system_time_ns: 0,
+        mul,
+        shift,
+        khz: u32::try_from(hz / 1000).unwrap_or(u32::MAX),
+        stable: f.invariant_tsc || hv::reference_tsc().is_some(),
+    });
+    WALLCLOCK.call_once(|| (crate::rtc::seconds().unwrap_or(0).saturating_sub(now_ns() / NS_PER_S), 0));
     Some(source)
 }
 
@@ -216,6 +178,18 @@ pub fn wait_ms(ms: u32) {
     while now_ns() < end {
         core::hint::spin_loop();
     }
+}
+
+/// Nanoseconds this processor was not given although it was not halted.
+pub fn stolen_ns(cpu: &Cpu) -> u64 {
+    let Some(run) = hv::vp_runtime_ns() else { return 0 };
+    let (start, halted) = cpu.steal_base.get().unwrap_or_else(|| {
+        let base = (now_ns().saturating_sub(run), cpu.halted_ns.get());
+        cpu.steal_base.set(Some(base));
+        base
+    });
+    let halted = cpu.halted_ns.get() - halted;
+    now_ns().saturating_sub(start).saturating_sub(run).saturating_sub(halted)
 }
 
 /// Chooses and prepares this processor's timer; returns its name.
@@ -252,12 +226,6 @@ fn reference_time(deadline_ns: u64, now: u64) -> u64 {
     reference + ahead
 }
 
-/// TSC value at a system time.
-fn tsc_at(ns: u64) -> u64 {
-    let ticks = u128::from(ns) * u128::from(HZ.load(Ordering::Relaxed)) / u128::from(NS_PER_S);
-    SCALE.base.load(Ordering::Relaxed).wrapping_add(ticks as u64)
-}
-
 /// Arms or stops this processor's timer. A deadline it is armed for already costs nothing.
 pub fn set_timer(cpu: &Cpu, deadline_ns: Option<u64>) {
     if cpu.armed.get() == deadline_ns {
@@ -270,7 +238,8 @@ pub fn set_timer(cpu: &Cpu, deadline_ns: Option<u64>) {
             hv::synic::arm_timer(deadline_ns.map(|ns| reference_time(ns, now)));
         }
         Some(Timer::Apic) => {
-            apic::arm_timer(deadline_ns.map(|ns| (tsc_at(ns), ns.saturating_sub(now))));
+            let scale = tsc_scale();
+            apic::arm_timer(deadline_ns.map(|ns| (ns_to_tsc(&scale, ns), ns.saturating_sub(now))));
         }
         None => {}
     }

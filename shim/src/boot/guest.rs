@@ -179,6 +179,7 @@ pub(super) fn launch(
     dom.console.connect(start.console.base(), console_port);
     fill_m2p(&guest);
     vcpu.mmu.l4 = start.cr3.0;
+    dom.vcpus[0].l4.store(start.cr3.0, Relaxed);
     first_vcpu(dom, info);
     report(machine, &own, own_end, &guest);
     // SAFETY: the area is mapped and nobody uses it yet.

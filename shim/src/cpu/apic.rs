@@ -23,8 +23,6 @@ mod reg {
     pub const TPR: u32 = 0x80;
     pub const EOI: u32 = 0xb0;
     pub const SVR: u32 = 0xf0;
-    pub const ICR: u32 = 0x300;
-    pub const ICR_HIGH: u32 = 0x310;
     pub const LVT_TIMER: u32 = 0x320;
     pub const LVT_LINT0: u32 = 0x350;
     pub const LVT_LINT1: u32 = 0x360;
@@ -104,18 +102,6 @@ pub fn eoi() {
         return;
     }
     write(reg::EOI, 0);
-}
-
-/// Sends an interrupt to another processor.
-pub fn send_ipi(apic_id: u32, vector: u8) {
-    if MODE.load(Ordering::Relaxed) == MODE_X2APIC {
-        let icr = u64::from(apic_id) << 32 | u64::from(vector);
-        // SAFETY: a fixed-mode interrupt to a vector of the shim's.
-        unsafe { msr::write(msr::nr::X2APIC_BASE + (reg::ICR >> 4), icr) };
-    } else {
-        write(reg::ICR_HIGH, apic_id << 24);
-        write(reg::ICR, u32::from(vector));
-    }
 }
 
 /// Prepares the timer: by TSC deadline where there is one, else counting with the rate measured

@@ -36,8 +36,10 @@ pub struct Cpu {
     pub gdt_empty: Cell<u64>,
     /// The guest's CR4 (FSGSBASE, TSD ...).
     pub guest_cr4: Cell<u64>,
-    /// An interrupt that came while the vCPU was idle in ring 0.
-    pub idle: Cell<bool>,
+    /// Time spent halted.
+    pub halted_ns: Cell<u64>,
+    /// What steal time is reckoned from: system time less run time, and time halted, at first.
+    pub steal_base: Cell<Option<(u64, u64)>>,
     /// Deadline the hardware timer is armed for; `None` = not armed.
     pub armed: Cell<Option<u64>>,
     /// NMIs, machine checks seen in ring 0 and not yet passed on.
@@ -56,10 +58,8 @@ pub struct Features {
     pub fsgsbase: bool,
     pub smep: bool,
     pub umip: bool,
-    pub rdtscp: bool,
     pub page_1g: bool,
     pub invariant_tsc: bool,
-    pub amd: bool,
     pub sysenter: bool,
 }
 
@@ -84,11 +84,8 @@ pub fn features() -> Features {
         fsgsbase: has_seven && seven.ebx & 1 != 0,
         smep: has_seven && seven.ebx >> 7 & 1 != 0,
         umip: has_seven && seven.ecx >> 2 & 1 != 0,
-        rdtscp: ext(0x8000_0001) >> 27 & 1 != 0,
         page_1g: ext(0x8000_0001) >> 26 & 1 != 0,
         invariant_tsc: ext(0x8000_0007) >> 8 & 1 != 0,
-        // "AuthenticAMD", "HygonGenuine": they have SYSCALL in compatibility mode.
-        amd: max.ebx == 0x6874_7541 || max.ebx == 0x6f67_7948,
         sysenter: one.edx >> 11 & 1 != 0,
     }
 }
@@ -154,7 +151,8 @@ impl Cpu {
             gdt_ptes: Cell::new(core::ptr::null_mut()),
             gdt_empty: Cell::new(0),
             guest_cr4: Cell::new(0),
-            idle: Cell::new(false),
+            halted_ns: Cell::new(0),
+            steal_base: Cell::new(None),
             armed: Cell::new(None),
             nmi_seen: Cell::new(false),
             debug_seen: Cell::new(0),

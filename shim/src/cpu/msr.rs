@@ -24,7 +24,6 @@ pub mod nr {
 
 unsafe extern "C" {
     fn wrmsr_checked(msr: u32, value: u64) -> u64;
-    fn rdmsr_checked(msr: u32, value: *mut u64) -> u64;
 }
 
 /// Reads an MSR.
@@ -53,14 +52,6 @@ pub unsafe fn write(msr: u32, value: u64) {
         asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32,
             options(nostack, preserves_flags));
     }
-}
-
-/// Reads an MSR that may not exist.
-pub fn try_read(msr: u32) -> Option<u64> {
-    let mut value = 0;
-    // SAFETY: the assembly catches the fault of a missing MSR and stores to `value` only.
-    let refused = unsafe { rdmsr_checked(msr, &raw mut value) };
-    (refused == 0).then_some(value)
 }
 
 /// Writes an MSR that may not exist or may refuse the value; `false` then.

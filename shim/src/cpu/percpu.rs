@@ -83,6 +83,8 @@ pub mod offset {
     pub const INFO: usize = ENTRY + offset_of!(Entry, info);
     /// `vcpu.entry.kernel_sp`.
     pub const KERNEL_SP: usize = ENTRY + offset_of!(Entry, kernel_sp);
+    /// `vcpu.entry.attention`.
+    pub const ATTENTION: usize = ENTRY + offset_of!(Entry, attention);
     /// `vcpu.entry.fast_syscall`.
     pub const FAST_SYSCALL: usize = ENTRY + offset_of!(Entry, fast_syscall);
 }

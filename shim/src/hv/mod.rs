@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use hv_abi::cpuid::{
     self as hvid, Features, INTERFACE_HV1, LEAF_FEATURES, LEAF_INTERFACE, LEAF_RECOMMENDATIONS,
-    LEAF_VENDOR, MIN_MAX_LEAF, Privileges, Recommendations, VENDOR_MICROSOFT,
+    LEAF_VENDOR, MIN_MAX_LEAF, Privileges, VENDOR_MICROSOFT,
 };
 use hv_abi::guest_os_id::GuestOsId;
 use hv_abi::hypercall::CallCode;
@@ -46,10 +46,6 @@ pub struct Enlightenments {
     pub apic: bool,
     /// Crash MSRs.
     pub crash: bool,
-    /// Flush hypercalls recommended.
-    pub tlb_flush: bool,
-    /// IPI hypercall recommended.
-    pub ipi: bool,
     /// Spin count after which to tell the host; `u32::MAX` = never.
     pub spin_limit: u32,
 }
@@ -83,8 +79,7 @@ pub fn detect(without: impl Fn(&str) -> bool) -> Option<&'static Enlightenments>
     let [eax, ebx, _, edx] = leaf_bytes(LEAF_FEATURES);
     let privileges = Privileges::from_eax_ebx(eax, ebx);
     let features = Features::from_bits_retain(edx);
-    let [rec, spin_limit, ..] = leaf_bytes(LEAF_RECOMMENDATIONS);
-    let rec = Recommendations::from_bits_retain(rec);
+    let [_, spin_limit, ..] = leaf_bytes(LEAF_RECOMMENDATIONS);
     let has = |privilege, name| privileges.contains(privilege) && !without(name);
     let hypercall = has(Privileges::ACCESS_HYPERCALL_MSRS, "hypercall");
     let synic = has(Privileges::ACCESS_SYNIC_REGS, "synic");
@@ -105,10 +100,6 @@ pub fn detect(without: impl Fn(&str) -> bool) -> Option<&'static Enlightenments>
         reset: has(Privileges::ACCESS_RESET_REG, "reset"),
         apic: has(Privileges::ACCESS_INTR_CTRL_REGS, "apic-assist"),
         crash: features.contains(Features::GUEST_CRASH_MSRS) && !without("crash"),
-        tlb_flush: hypercall
-            && rec.contains(Recommendations::REMOTE_TLB_FLUSH)
-            && !without("tlbflush"),
-        ipi: hypercall && rec.contains(Recommendations::CLUSTER_IPI) && !without("ipi"),
         spin_limit,
     }))
 }

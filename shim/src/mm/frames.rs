@@ -6,14 +6,13 @@ use spin::Mutex;
 struct Region {
     next: u64,
     end: u64,
-    start: u64,
 }
 
-static REGION: Mutex<Region> = Mutex::new(Region { next: 0, end: 0, start: 0 });
+static REGION: Mutex<Region> = Mutex::new(Region { next: 0, end: 0 });
 
 /// Gives the allocator its region; bytes, page aligned.
 pub fn init(start: u64, end: u64) {
-    *REGION.lock() = Region { next: start, end, start };
+    *REGION.lock() = Region { next: start, end };
 }
 
 /// `pages` contiguous frames whose address is a multiple of `align` bytes, zeroed; `None` when the
@@ -30,12 +29,6 @@ pub fn alloc(pages: u64, align: u64) -> Option<u64> {
     // SAFETY: the frames are RAM in the region, which is the allocator's alone, and not given out.
     unsafe { super::phys_to_virt(address).write_bytes(0, (pages * 4096) as usize) };
     Some(address)
-}
-
-/// Bytes handed out and bytes in the region.
-pub fn usage() -> (u64, u64) {
-    let region = REGION.lock();
-    (region.next - region.start, region.end - region.start)
 }
 
 /// Takes what is left of the region away, for the guest: (start, end).

@@ -91,6 +91,8 @@ stub_kernel:
     mov byte ptr [rax + {info_mask}], 0
     cmp byte ptr [rax + {info_pending}], 0
     jne stub_iret_slow
+    cmp byte ptr [rip + stub_percpu + {pc_attention}], 0
+    jne stub_iret_slow                      # an NMI waits, or its handler ends here
     mov rcx, [rsp + 32]
     mov r11, [rsp + 48]
     cmp rcx, [rsp + 16]
@@ -472,20 +474,6 @@ wrmsr_checked:
     mov rdx, rsi
     shr rdx, 32
 1:  wrmsr
-    xor eax, eax
-    ret
-2:  mov eax, 1
-    ret
-    FIXUP 1b, 2b
-
-# rdmsr_checked(edi = msr, rsi -> value) -> rax = 0, or 1.
-.global rdmsr_checked
-rdmsr_checked:
-    mov ecx, edi
-1:  rdmsr
-    shl rdx, 32
-    or rax, rdx
-    mov [rsi], rax
     xor eax, eax
     ret
 2:  mov eax, 1

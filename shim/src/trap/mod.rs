@@ -52,6 +52,7 @@ global_asm!(
     pc_trap_exit = const offset_of!(PerCpu, trap_exit),
     pc_info = const percpu::offset::INFO,
     pc_kernel_sp = const percpu::offset::KERNEL_SP,
+    pc_attention = const percpu::offset::ATTENTION,
     pc_fast_syscall = const percpu::offset::FAST_SYSCALL,
     info_pending = const offset_of!(VcpuInfo, evtchn_upcall_pending),
     info_mask = const offset_of!(VcpuInfo, evtchn_upcall_mask),
@@ -135,6 +136,7 @@ fn with_ctx<R>(pc: &mut PerCpu, f: impl FnOnce(&mut Ctx<'_, Shim<'_>>) -> R) -> 
 unsafe extern "C" fn hypercall(regs: *mut CpuRegs, pc: *mut PerCpu) {
     // SAFETY: the stub passes the frame it just built, which nothing else refers to.
     let regs = unsafe { &mut *regs };
+    crate::trace::record(regs.rax | 0x1000, regs.rip, regs.rdi);
     let outcome = {
         // SAFETY: the processor's own area; no other reference to it is live on entry from the guest.
         let pc = unsafe { &mut *pc };
@@ -170,8 +172,12 @@ unsafe fn block(pc: *mut PerCpu) -> i64 {
                 return value;
             }
         }
+        let halted = crate::time::rdtsc();
         // SAFETY: the interrupt handler may use the area now: no reference is held across this.
         unsafe { idle_hlt() };
+        // SAFETY: reading a cell of the area; interrupts are off again.
+        let total = unsafe { &(*pc).cpu.halted_ns };
+        total.set(total.get() + crate::time::since(halted));
     }
 }
 
@@ -198,6 +204,7 @@ unsafe extern "C" fn page_fault_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) 
     let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
     let cr2 = crate::cpu::read_cr2();
     let error = regs.error_code;
+    crate::trace::record(14, regs.rip, cr2);
     with_ctx(pc, |cx| bounce::page_fault(cx, regs, cr2, error));
     exit_to_guest(pc, regs);
 }
@@ -230,6 +237,7 @@ unsafe extern "C" fn trap_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) {
     // SAFETY: the stub built the frame on this vCPU's stack; nothing else is live.
     let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
     let vector = regs.vector;
+    crate::trace::record(vector.into(), regs.rip, regs.error_code.into());
     if vector >= idt::vector::FIRST_IRQ {
         irq::handle(vector as u8, pc);
     } else {

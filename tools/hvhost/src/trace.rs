@@ -58,10 +58,12 @@ impl Trace {
         let filter = thread_filter(&vcpu_threads()?);
         for (event, keys) in HISTOGRAMS {
             let path = trace.event(event).join("trigger");
+            let trigger = format!("hist:keys={keys} if {filter}\n");
             fs::OpenOptions::new()
                 .write(true)
                 .open(&path)
-                .and_then(|mut file| writeln!(file, "hist:keys={keys} if {filter}"))
+                // One write: the kernel takes each for a whole command.
+                .and_then(|mut file| file.write_all(trigger.as_bytes()))
                 .with_context(|| format!("--trace: {} refuses", path.display()))?;
         }
         Ok(trace)

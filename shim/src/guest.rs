@@ -19,8 +19,10 @@ static DOMAIN: Slot = Slot(UnsafeCell::new(MaybeUninit::uninit()));
 /// Only reached from the guest's entry paths, which exist after [`init`].
 #[inline(always)]
 pub fn domain() -> &'static Domain {
+    // SAFETY: after `init` there are only shared references to the slot.
+    let slot = unsafe { &*DOMAIN.0.get() };
     // SAFETY: `init` ran before the guest was started.
-    unsafe { (*DOMAIN.0.get()).assume_init_ref() }
+    unsafe { slot.assume_init_ref() }
 }
 
 /// Makes the domain in its place.

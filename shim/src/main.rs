@@ -15,6 +15,7 @@ mod hv;
 mod log;
 mod mm;
 mod platform;
+mod port;
 mod power;
 mod rtc;
 mod serial;

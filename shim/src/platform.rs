@@ -200,17 +200,22 @@ impl Processor for Shim<'_> {
         }
     }
     fn set_debugreg(&self, reg: u8, value: u64) {
-        // SAFETY: the values were validated: breakpoints of the guest, which ring 0 tolerates.
-        unsafe {
-            match reg {
-                0 => asm!("mov dr0, {}", in(reg) value, options(nomem, nostack)),
-                1 => asm!("mov dr1, {}", in(reg) value, options(nomem, nostack)),
-                2 => asm!("mov dr2, {}", in(reg) value, options(nomem, nostack)),
-                3 => asm!("mov dr3, {}", in(reg) value, options(nomem, nostack)),
-                6 => asm!("mov dr6, {}", in(reg) value, options(nomem, nostack)),
-                7 => asm!("mov dr7, {}", in(reg) value, options(nomem, nostack)),
-                _ => {}
-            }
+        macro_rules! write {
+            ($name:literal) => {
+                // SAFETY: a validated value: breakpoints of the guest, which ring 0 tolerates.
+                unsafe {
+                    asm!(concat!("mov ", $name, ", {}"), in(reg) value, options(nomem, nostack));
+                }
+            };
+        }
+        match reg {
+            0 => write!("dr0"),
+            1 => write!("dr1"),
+            2 => write!("dr2"),
+            3 => write!("dr3"),
+            6 => write!("dr6"),
+            7 => write!("dr7"),
+            _ => {}
         }
     }
     fn load_gdt(&self, frames: &[Mfn]) {

@@ -4,9 +4,9 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Once;
-use x86_64::instructions::port::Port;
 
 use crate::acpi::{Gas, Power};
+use crate::port;
 
 static POWER: Once<Power> = Once::new();
 static HV_RESET: AtomicBool = AtomicBool::new(false);
@@ -23,25 +23,21 @@ pub fn use_hv_reset() {
 
 fn write(register: &Gas, value: u32) {
     match register.space {
-        // SAFETY: the firmware names this port for the purpose.
-        Gas::IO if register.bits == 8 => unsafe {
-            Port::new(register.address as u16).write(value as u8)
-        },
-        // SAFETY: as above.
-        Gas::IO => unsafe { Port::new(register.address as u16).write(value as u16) },
+        Gas::IO if register.bits == 8 => port::write(register.address as u16, value as u8),
+        Gas::IO => port::write(register.address as u16, value as u16),
         _ => crate::log!(Warn, "ACPI register in space {} is not supported", register.space),
     }
 }
 
 /// Powers the machine off.
 pub fn off() -> ! {
-    if let Some(power) = POWER.get() {
-        if let (Some(pm1a), Some((type_a, type_b))) = (&power.pm1a_control, power.s5) {
-            const SLP_EN: u32 = 1 << 13;
-            write(pm1a, u32::from(type_a) << 10 | SLP_EN);
-            if let Some(pm1b) = &power.pm1b_control {
-                write(pm1b, u32::from(type_b) << 10 | SLP_EN);
-            }
+    const SLP_EN: u32 = 1 << 13;
+    if let Some(power) = POWER.get()
+        && let (Some(pm1a), Some((type_a, type_b))) = (&power.pm1a_control, power.s5)
+    {
+        write(pm1a, u32::from(type_a) << 10 | SLP_EN);
+        if let Some(pm1b) = &power.pm1b_control {
+            write(pm1b, u32::from(type_b) << 10 | SLP_EN);
         }
     }
     wait_for_it();
@@ -62,10 +58,9 @@ pub fn reset() -> ! {
         write(register, u32::from(*value));
         wait_for_it();
     }
-    // SAFETY: the PCI reset register and the keyboard controller's reset line.
-    unsafe { Port::new(0xcf9).write(6u8) };
-    // SAFETY: as above.
-    unsafe { Port::new(0x64).write(0xfeu8) };
+    // The PCI reset register, then the keyboard controller's reset line.
+    port::write(0xcf9, 6u8);
+    port::write(0x64, 0xfeu8);
     wait_for_it();
     triple_fault()
 }

@@ -1,19 +1,16 @@
 //! The CMOS clock, read once at boot.
 
-use x86_64::instructions::port::Port;
+use crate::port;
 
 fn cmos(register: u8) -> u8 {
-    // SAFETY: the CMOS index and data ports; reading a clock register has no effect. Bit 7 keeps
-    // NMIs as they are by default (enabled).
-    unsafe {
-        Port::<u8>::new(0x70).write(register);
-        Port::<u8>::new(0x71).read()
-    }
+    // Bit 7 of the index leaves NMIs as they are by default: enabled.
+    port::write(0x70, register);
+    port::read(0x71)
 }
 
 /// Days from 1970-01-01 to a date of the Gregorian calendar.
 fn days(year: u64, month: u64, day: u64) -> u64 {
-    let leap = |y: u64| y % 4 == 0 && (y % 100 != 0 || y % 400 == 0);
+    let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
     let years: u64 = (1970..year).map(|y| if leap(y) { 366 } else { 365 }).sum();
     let lengths = [31, if leap(year) { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let months: u64 = lengths.iter().take(month as usize - 1).sum();

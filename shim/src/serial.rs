@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU16, Ordering};
 
-use x86_64::instructions::port::Port;
+use crate::port;
 
 /// COM1, COM2.
 pub const COM1: u16 = 0x3f8;
@@ -16,14 +16,12 @@ const LSR_EMPTY: u8 = 1 << 5;
 /// Port of the console, 0 = none.
 static CONSOLE: AtomicU16 = AtomicU16::new(0);
 
-fn read(port: u16) -> u8 {
-    // SAFETY: the ports of a 16550, or of nothing, which reads as ones.
-    unsafe { Port::new(port).read() }
+fn read(register: u16) -> u8 {
+    port::read(register)
 }
 
-fn write(port: u16, value: u8) {
-    // SAFETY: as above; the writes made here only set up and feed the transmitter.
-    unsafe { Port::new(port).write(value) };
+fn write(register: u16, value: u8) {
+    port::write(register, value);
 }
 
 /// Whether a 16550 answers at `base` (its scratch register keeps what is written).

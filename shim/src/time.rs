@@ -9,11 +9,11 @@ use core::arch::x86_64::_rdtsc;
 use spin::Once;
 use translate::platform::TscScale;
 use translate::time::{mul_shift_hz, ns_to_tsc, tsc_to_ns};
-use x86_64::instructions::port::Port;
 
 use crate::acpi::{Gas, Power};
 use crate::cpu::{Cpu, Features, apic, cpuid};
 use crate::hv;
+use crate::port;
 
 const NS_PER_S: u64 = 1_000_000_000;
 
@@ -92,8 +92,7 @@ fn by_reference_counter() -> Option<u64> {
 fn by_pm_timer(power: &Power) -> Option<u64> {
     const PM_HZ: u64 = 3_579_545;
     let gas = power.pm_timer.filter(|gas| gas.space == Gas::IO)?;
-    // SAFETY: the PM timer's port, as the firmware says; reading has no effect.
-    let read = || unsafe { Port::<u32>::new(gas.address as u16).read() } & 0xff_ffff;
+    let read = || port::read::<u32>(gas.address as u16) & 0xff_ffff;
     let start = read();
     if (0..1000).all(|_| read() == start) {
         return None;
@@ -107,22 +106,20 @@ fn by_pm_timer(power: &Power) -> Option<u64> {
 fn by_pit() -> Option<u64> {
     const PIT_HZ: u64 = 1_193_182;
     const COUNT: u64 = 59_659;
-    // SAFETY: channel 2 of the PIT, gated through port 0x61; drives only the speaker.
-    unsafe {
-        let mut gate = Port::<u8>::new(0x61);
-        let value = gate.read();
-        gate.write(value & !2 | 1);
-        Port::<u8>::new(0x43).write(0xb0);
-        Port::<u8>::new(0x42).write(COUNT as u8);
-        Port::<u8>::new(0x42).write((COUNT >> 8) as u8);
-        if gate.read() & 0x20 != 0 {
-            return None;
-        }
-        let start = rdtsc();
-        let done = (0..5_000_000).any(|_| gate.read() & 0x20 != 0);
-        let ticks = rdtsc().wrapping_sub(start);
-        done.then(|| (u128::from(ticks) * u128::from(PIT_HZ) / u128::from(COUNT)) as u64)
+    const GATE: u16 = 0x61;
+    let expired = || port::read::<u8>(GATE) & 0x20 != 0;
+    // Channel 2, which drives only the speaker: gate on, speaker off, one-shot, low byte, high byte.
+    port::write(GATE, port::read::<u8>(GATE) & !2 | 1);
+    port::write(0x43, 0xb0u8);
+    port::write(0x42, COUNT as u8);
+    port::write(0x42, (COUNT >> 8) as u8);
+    if expired() {
+        return None;
     }
+    let start = rdtsc();
+    let done = (0..5_000_000).any(|_| expired());
+    let ticks = rdtsc().wrapping_sub(start);
+    done.then(|| (u128::from(ticks) * u128::from(PIT_HZ) / u128::from(COUNT)) as u64)
 }
 
 /// CPUID leaf 0x15 (crystal) and, for the crystal's missing rate, 0x16.
@@ -168,7 +165,8 @@ pub fn init(power: &Power, f: &Features) -> Option<&'static str> {
         khz: u32::try_from(hz / 1000).unwrap_or(u32::MAX),
         stable: f.invariant_tsc || hv::reference_tsc().is_some(),
     });
-    WALLCLOCK.call_once(|| (crate::rtc::seconds().unwrap_or(0).saturating_sub(now_ns() / NS_PER_S), 0));
+    WALLCLOCK
+        .call_once(|| (crate::rtc::seconds().unwrap_or(0).saturating_sub(now_ns() / NS_PER_S), 0));
     Some(source)
 }
 

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use arrayvec::ArrayVec;
 use translate::builder::bundle::{Bundle, BundleError};
 use translate::builder::cmdline::{self, Options};
-use translate::builder::{BuildMemory, Config, Kernel, Machine, Start, layout, populate};
+use translate::builder::{BuildMemory, Config, Kernel, Machine, Start, kernel, layout, populate};
 use translate::domain::Domain;
 use translate::evtchn::Backend;
 use translate::regs::{CpuRegs, selector};
@@ -26,8 +26,8 @@ use crate::{cpu, log, power, serial, time, trap};
 
 /// Frames set aside for the grant table and its status pages.
 pub const GRANT_FRAMES: u64 = gnttab::MAX_POOL as u64;
-/// The builder's heap: a decompressed kernel and what its decompressor needs.
-const BOOT_HEAP_MAX: u64 = 256 << 20;
+/// Beside what the kernel needs: tables of segments, the allocator's own.
+const BOOT_HEAP_SLACK: u64 = 1 << 20;
 
 /// The payload, in the direct map.
 struct Payload {
@@ -133,15 +133,15 @@ fn initrd_place(ranges: &Ranges, bytes: u64) -> Option<Range<u64>> {
     Some(range.end - pages..range.end)
 }
 
-/// The boot heap: the top part of the largest range that nothing else needs.
-fn heap_place(frames: &GuestFrames, taken: &[Range<u64>]) -> Option<Range<u64>> {
+/// The boot heap: the top of the largest range that nothing else needs.
+fn heap_place(frames: &GuestFrames, taken: &[Range<u64>], bytes: u64) -> Option<Range<u64>> {
     let mut free = frames.ranges().clone();
     for range in taken {
         free = without(&free, range);
     }
     let largest = free.iter().max_by_key(|r| r.end - r.start)?;
-    let bytes = ((largest.end - largest.start) / 8 * 5).min(BOOT_HEAP_MAX) & !(PAGE_SIZE - 1);
-    (bytes != 0).then(|| largest.end - bytes..largest.end)
+    let start = largest.end.checked_sub(bytes)? & !(PAGE_SIZE - 1);
+    (start > largest.start).then_some(start..largest.end)
 }
 
 /// Builds and starts the guest.
@@ -198,7 +198,11 @@ fn build(guest: &GuestFrames, payload: &Payload, cmdline: &[u8], link: &Machine)
     taken.push(pages_of(payload.kernel));
     taken.extend(payload.initrd.map(pages_of));
     taken.extend(place.clone());
-    let Some(heap) = heap_place(guest, &taken) else {
+    let need = match kernel::heap_bytes(payload.kernel) {
+        Ok(bytes) => bytes as u64 + BOOT_HEAP_SLACK,
+        Err(error) => give_up!("{error}"),
+    };
+    let Some(heap) = heap_place(guest, &taken, need) else {
         give_up!("no memory to unpack the kernel in")
     };
     // SAFETY: guest RAM that nothing uses until `close_boot`: the layout is checked against it.
@@ -246,8 +250,9 @@ fn build_with_heap(
         // source, and the kernel's file is not needed any more.
         unsafe { target.copy_from(from.as_ptr(), from.len()) };
         let pages = (to.end - to.start) as usize;
+        let rest = target.wrapping_add(from.len());
         // SAFETY: the rest of the last page.
-        unsafe { target.add(from.len()).write_bytes(0, pages - from.len()) };
+        unsafe { rest.write_bytes(0, pages - from.len()) };
         // SAFETY: just written, and left alone until the builder has read it.
         unsafe { core::slice::from_raw_parts(target.cast_const(), from.len()) }
     });

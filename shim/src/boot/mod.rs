@@ -77,13 +77,12 @@ struct Own {
 pub extern "C" fn boot_main(kind: u32, info: u64, image: u64) -> ! {
     let entered = time::rdtsc();
     idt::init_boot();
-    // SAFETY: the assembly passes what the loader gave for this door, identity mapped.
-    let info = unsafe {
-        match kind {
-            KIND_PVH => BootInfo::from_pvh(info),
-            _ => BootInfo::from_linux(info),
-        }
+    let read: unsafe fn(u64) -> BootInfo = match kind {
+        KIND_PVH => BootInfo::from_pvh,
+        _ => BootInfo::from_linux,
     };
+    // SAFETY: the assembly passes what the loader gave for this door, identity mapped.
+    let info = unsafe { read(info) };
     let (_, early) = early_options(&info.cmdline);
     let has_serial = serial::init(match early.0 {
         ConsoleDevice::Com1 => serial::COM1,
@@ -212,14 +211,12 @@ fn build_tables(
         [mm::layout::M2P_L4_SLOT, mm::layout::SHIM_L4_SLOT].into_iter().zip(entries)
     {
         L4_ENTRIES[slot - mm::layout::M2P_L4_SLOT].store(entry, Ordering::Relaxed);
+        let slot = phys_to_virt(l4).cast::<u64>().wrapping_add(slot);
         // SAFETY: the new L4 is a zeroed frame of the shim's, identity mapped.
-        unsafe { phys_to_virt(l4).cast::<u64>().add(slot).write(entry) };
+        unsafe { slot.write(entry) };
     }
     // SAFETY: the tables use NX, which every processor that runs 64-bit Hyper-V guests has.
-    unsafe {
-        let efer = cpu::msr::read(cpu::msr::nr::EFER);
-        cpu::msr::write(cpu::msr::nr::EFER, efer | 1 << 11);
-    }
+    unsafe { cpu::msr::set_bits(cpu::msr::nr::EFER, 1 << 11) };
     // SAFETY: the new tables map the image where it runs and its stack.
     unsafe { cpu::write_cr3(l4) };
     mm::use_direct_map();
@@ -336,13 +333,8 @@ unsafe fn init_area(own: &Own, vp_index: u32, vcpu: translate::vcpu::Vcpu) -> *m
         // SAFETY: the leaf entry of a mapped page.
         cpu.gdt_empty.set(unsafe { first.read() });
     }
-    // SAFETY: the caller's promise; the fields are written one by one, the TSS is plain data.
-    unsafe {
-        (&raw mut (*pc).vcpu).write(vcpu);
-        (&raw mut (*pc).cpu).write(cpu);
-        (&raw mut (*pc).stack_top).write(area.stack_top());
-        (&raw mut (*pc).emergency_top).write(area.ist_tops()[0]);
-        crate::trap::init_percpu(pc);
-    }
+    // SAFETY: the caller's promise: mapped, unused, and nothing has a reference to it.
+    let uninit = unsafe { &mut *pc.cast::<core::mem::MaybeUninit<PerCpu>>() };
+    uninit.write(PerCpu::new(area, vcpu, cpu, crate::trap::handlers()));
     pc
 }

@@ -67,11 +67,11 @@ pub fn base() -> u64 {
 pub fn init(f: &Features) {
     if f.x2apic {
         // SAFETY: CPUID offers x2APIC; the APIC is enabled in the same write.
-        unsafe { msr::write(msr::nr::APIC_BASE, msr::read(msr::nr::APIC_BASE) | 3 << 10) };
+        unsafe { msr::set_bits(msr::nr::APIC_BASE, 3 << 10) };
         MODE.store(MODE_X2APIC, Ordering::Relaxed);
     } else {
         // SAFETY: sets only the global enable bit.
-        unsafe { msr::write(msr::nr::APIC_BASE, msr::read(msr::nr::APIC_BASE) | 1 << 11) };
+        unsafe { msr::set_bits(msr::nr::APIC_BASE, 1 << 11) };
         MODE.store(MODE_XAPIC, Ordering::Relaxed);
     }
     write(reg::TPR, 0);

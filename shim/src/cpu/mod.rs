@@ -174,8 +174,9 @@ impl Cpu {
                 Some(mfn) => mfn.0 << 12 | crate::mm::page_table::pte::RW,
                 None => self.gdt_empty.get(),
             };
+            let slot = self.gdt_ptes.get().wrapping_add(index);
             // SAFETY: `gdt_ptes` points at the 14 leaf entries of this vCPU's window.
-            unsafe { self.gdt_ptes.get().add(index).write_volatile(entry) };
+            unsafe { slot.write_volatile(entry) };
             let va = gdt::window(self.id) + index as u64 * 4096;
             // SAFETY: INVLPG has no effect but on the TLB.
             unsafe { asm!("invlpg [{}]", in(reg) va, options(nostack, preserves_flags)) };
@@ -201,17 +202,12 @@ unsafe extern "C" {
     static stub_sysenter: u8;
 }
 
-fn stub_address(area: Area, symbol: *const u8) -> u64 {
-    area.stub() + (symbol as u64 - (&raw const __stub_start) as u64)
-}
-
 /// Sets this processor up to run vCPU `pc.cpu.id`: GDT, TSS, IDT, control registers, entry MSRs.
 ///
 /// # Safety
 /// The vCPU's area and GDT window must be mapped and filled, and the final page tables loaded.
 pub unsafe fn init(pc: &mut PerCpu, f: &Features) {
     let area = Area::of(pc.cpu.id);
-    pc.tss.init(area);
     #[repr(C, packed)]
     struct Pointer {
         limit: u16,
@@ -267,23 +263,30 @@ pub unsafe fn init(pc: &mut PerCpu, f: &Features) {
     let star = u64::from(selector::SHIM_CS) << 32 | 0x23 << 48;
     // All flags SYSCALL can clear but the reserved ones: CF PF AF ZF SF TF IF DF OF IOPL NT RF AC ID.
     let fmask = 0x0025_7fd5;
-    // SAFETY: the entry points are this vCPU's copies of the stubs, mapped executable.
-    unsafe {
-        msr::write(msr::nr::EFER, msr::read(msr::nr::EFER) | 1 | 1 << 11);
-        msr::write(msr::nr::STAR, star);
-        msr::write(msr::nr::LSTAR, stub_address(area, &raw const stub_syscall));
-        msr::write(msr::nr::CSTAR, stub_address(area, &raw const stub_syscall32));
-        msr::write(msr::nr::FMASK, fmask);
-        msr::write(msr::nr::PAT, XEN_PAT);
-        if f.sysenter {
-            msr::write(msr::nr::SYSENTER_CS, u64::from(selector::SHIM_CS));
-            msr::write(msr::nr::SYSENTER_ESP, area.stack_top());
-            msr::write(msr::nr::SYSENTER_EIP, stub_address(area, &raw const stub_sysenter));
-        }
-        for base in [msr::nr::FS_BASE, msr::nr::GS_BASE, msr::nr::KERNEL_GS_BASE] {
-            msr::write(base, 0);
-        }
+    let entry =
+        |symbol: *const u8| area.stub() + (symbol as u64 - (&raw const __stub_start) as u64);
+    let registers = [
+        (msr::nr::STAR, star),
+        (msr::nr::LSTAR, entry(&raw const stub_syscall)),
+        (msr::nr::CSTAR, entry(&raw const stub_syscall32)),
+        (msr::nr::FMASK, fmask),
+        (msr::nr::PAT, XEN_PAT),
+        (msr::nr::FS_BASE, 0),
+        (msr::nr::GS_BASE, 0),
+        (msr::nr::KERNEL_GS_BASE, 0),
+    ];
+    let sysenter = [
+        (msr::nr::SYSENTER_CS, u64::from(selector::SHIM_CS)),
+        (msr::nr::SYSENTER_ESP, area.stack_top()),
+        (msr::nr::SYSENTER_EIP, entry(&raw const stub_sysenter)),
+    ];
+    for (number, value) in registers.iter().chain(sysenter.iter().filter(|_| f.sysenter)) {
+        // SAFETY: every 64-bit processor has these; the entry points are this vCPU's copies of the
+        // stubs, mapped executable.
+        unsafe { msr::write(*number, *value) };
     }
+    // SAFETY: SYSCALL leads to the stub now; NX is in every processor that runs this.
+    unsafe { msr::set_bits(msr::nr::EFER, 1 | 1 << 11) };
 }
 
 /// Copies the stub template into a vCPU's page.

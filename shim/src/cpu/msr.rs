@@ -54,6 +54,17 @@ pub unsafe fn write(msr: u32, value: u64) {
     }
 }
 
+/// Sets bits of an MSR.
+///
+/// # Safety
+/// As for [`write`].
+pub unsafe fn set_bits(msr: u32, bits: u64) {
+    // SAFETY: the caller says the MSR exists.
+    let value = unsafe { read(msr) };
+    // SAFETY: the caller's promise.
+    unsafe { write(msr, value | bits) };
+}
+
 /// Writes an MSR that may not exist or may refuse the value; `false` then.
 ///
 /// # Safety

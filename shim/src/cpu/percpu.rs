@@ -41,17 +41,11 @@ pub type Handler = unsafe extern "C" fn(*mut CpuRegs, *mut PerCpu);
 /// A fast hypercall: its first two arguments, and the value it returns.
 pub type FastHandler = unsafe extern "C" fn(u64, u64, *mut PerCpu) -> i64;
 
-/// What a vCPU's entry code needs, and all state one processor owns.
+/// The stub's way into the image: its page is a copy, so it has no other addresses.
 #[repr(C)]
-pub struct PerCpu {
-    /// Guest RSP while SYSCALL switches stacks.
-    pub user_rsp: u64,
-    /// The vCPU's stack (also TSS.RSP0).
-    pub stack_top: u64,
-    /// Stack for faults inside a stub.
-    pub emergency_top: u64,
+pub struct Handlers {
     /// Handler of hypercalls.
-    pub hypercall_entry: Handler,
+    pub hypercall: Handler,
     /// Handlers of the commonest ones in their plain form.
     pub fast_mmu_update: FastHandler,
     /// As above.
@@ -61,17 +55,48 @@ pub struct PerCpu {
     /// As above.
     pub fast_set_segment_base: FastHandler,
     /// What an event that came up meanwhile needs.
-    pub exit_entry: Handler,
+    pub exit: Handler,
     /// Handler of user-mode system calls the fast path does not take.
-    pub user_syscall_entry: Handler,
-    /// Where they go on to.
+    pub user_syscall: Handler,
+    /// The end of the ordinary way out.
     pub trap_exit: u64,
+}
+
+/// Offset of [`PerCpu::handlers`].
+pub const HANDLERS: usize = offset_of!(PerCpu, handlers);
+
+/// What a vCPU's entry code needs, and all state one processor owns.
+#[repr(C)]
+pub struct PerCpu {
+    /// Guest RSP while SYSCALL switches stacks.
+    pub user_rsp: u64,
+    /// The vCPU's stack (also TSS.RSP0).
+    pub stack_top: u64,
+    /// Stack for faults inside a stub.
+    pub emergency_top: u64,
+    /// Where the stub goes on.
+    pub handlers: Handlers,
     /// The guest's vCPU.
     pub vcpu: Vcpu,
     /// What only the shim knows of the vCPU.
     pub cpu: crate::cpu::Cpu,
     /// Task state: where the stacks are.
     pub tss: Tss,
+}
+
+impl PerCpu {
+    /// The content of a new area.
+    pub fn new(area: Area, vcpu: Vcpu, cpu: crate::cpu::Cpu, handlers: Handlers) -> Self {
+        Self {
+            user_rsp: 0,
+            stack_top: area.stack_top(),
+            emergency_top: area.ist_tops()[0],
+            handlers,
+            vcpu,
+            cpu,
+            tss: Tss::new(area),
+        }
+    }
 }
 
 /// Offsets for the assembly.

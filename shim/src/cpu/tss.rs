@@ -24,12 +24,18 @@ const_assert_eq!(size_of::<Tss>(), 104);
 pub const LIMIT: u32 = size_of::<Tss>() as u32 - 1;
 
 impl Tss {
-    /// Sets the stacks of a vCPU's area.
-    pub fn init(&mut self, area: Area) {
-        self.rsp = [area.stack_top(), 0, 0];
+    /// The TSS of a vCPU's area.
+    pub fn new(area: Area) -> Self {
         let mut ist = [0; 7];
         ist[..4].copy_from_slice(&area.ist_tops());
-        self.ist = ist;
-        self.io_map_base = size_of::<Self>() as u16;
+        Self {
+            reserved0: 0,
+            rsp: [area.stack_top(), 0, 0],
+            reserved1: 0,
+            ist,
+            reserved2: 0,
+            reserved3: 0,
+            io_map_base: size_of::<Self>() as u16,
+        }
     }
 }

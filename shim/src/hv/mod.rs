@@ -120,27 +120,27 @@ pub fn init_vm(hv: &Enlightenments, map_hypercall: impl FnOnce(u64) -> bool) {
             HYPERCALL.store(fixmap::HYPERCALL_PAGE, Ordering::Release);
         }
     }
-    if hv.ref_tsc {
-        if let Some(page) = frames::alloc(1, 4096) {
-            // SAFETY: the page is the shim's own; the host writes clock parameters into it.
-            unsafe { msr::write(hvmsr::HV_X64_MSR_REFERENCE_TSC, PageMsr::enabled_at(page).0) };
-            // SAFETY: a page of atomics in the direct map, never given back.
-            let page = unsafe { &*phys_to_virt(page).cast::<ReferenceTscPage>() };
-            REF_TSC.call_once(|| page);
-        }
+    if hv.ref_tsc
+        && let Some(page) = frames::alloc(1, 4096)
+    {
+        // SAFETY: the page is the shim's own; the host writes clock parameters into it.
+        unsafe { msr::write(hvmsr::HV_X64_MSR_REFERENCE_TSC, PageMsr::enabled_at(page).0) };
+        // SAFETY: a page of atomics in the direct map, never given back.
+        let page = unsafe { &*phys_to_virt(page).cast::<ReferenceTscPage>() };
+        REF_TSC.call_once(|| page);
     }
 }
 
 /// Sets up what is per processor: VP index, VP assist page. Returns the VP index.
 pub fn init_cpu(hv: &Enlightenments) -> u32 {
-    if hv.apic {
-        if let Some(page) = frames::alloc(1, 4096) {
-            // SAFETY: the page is the shim's own; the host writes the EOI hint into it.
-            unsafe { msr::write(hvmsr::HV_X64_MSR_VP_ASSIST_PAGE, PageMsr::enabled_at(page).0) };
-            // SAFETY: a page of atomics in the direct map, never given back.
-            let page = unsafe { &*phys_to_virt(page).cast::<hv_abi::synic::VpAssistPage>() };
-            crate::cpu::apic::set_vp_assist(page);
-        }
+    if hv.apic
+        && let Some(page) = frames::alloc(1, 4096)
+    {
+        // SAFETY: the page is the shim's own; the host writes the EOI hint into it.
+        unsafe { msr::write(hvmsr::HV_X64_MSR_VP_ASSIST_PAGE, PageMsr::enabled_at(page).0) };
+        // SAFETY: a page of atomics in the direct map, never given back.
+        let page = unsafe { &*phys_to_virt(page).cast::<hv_abi::synic::VpAssistPage>() };
+        crate::cpu::apic::set_vp_assist(page);
     }
     if !hv.vp_index {
         return 0;

@@ -27,17 +27,24 @@ pub fn init_cpu(cpu: u32, hv: &Enlightenments) -> bool {
     let Some(pages) = frames::alloc(2, 4096) else { return false };
     let messages = phys_to_virt(pages).cast::<MessagePage>();
     MESSAGES[cpu as usize].store(messages, Ordering::Release);
-    // SAFETY: the host offers the SynIC; both pages are the shim's and zeroed, and the vectors have
-    // their handlers. The bits firmware set in SIMP and SIEFP are kept, as TLFS asks.
-    unsafe {
-        let simp = PageMsr(msr::read(hvmsr::HV_X64_MSR_SIMP)).with_page(pages);
-        msr::write(hvmsr::HV_X64_MSR_SIMP, simp.0 | PageMsr::ENABLE);
-        let siefp = PageMsr(msr::read(hvmsr::HV_X64_MSR_SIEFP)).with_page(pages + 4096);
-        msr::write(hvmsr::HV_X64_MSR_SIEFP, siefp.0 | PageMsr::ENABLE);
-        // KVM leaves stale bytes in pages a guest enables: they would look like messages.
-        phys_to_virt(pages).write_bytes(0, 8192);
-        msr::write(hvmsr::sint(VMBUS_SINT), Sint::unmasked(vector::SINT).0);
-        msr::write(hvmsr::HV_X64_MSR_SCONTROL, SCONTROL_ENABLE);
+    for (number, page) in [(hvmsr::HV_X64_MSR_SIMP, pages), (hvmsr::HV_X64_MSR_SIEFP, pages + 4096)]
+    {
+        // SAFETY: the host offers the SynIC.
+        let before = PageMsr(unsafe { msr::read(number) });
+        // The bits firmware set are kept, as TLFS asks.
+        let value = before.with_page(page).0 | PageMsr::ENABLE;
+        // SAFETY: the page is the shim's own.
+        unsafe { msr::write(number, value) };
+    }
+    // SAFETY: the shim's own two frames. KVM leaves stale bytes in pages a guest enables, which
+    // would look like messages; none can have come yet.
+    unsafe { phys_to_virt(pages).write_bytes(0, 8192) };
+    for (number, value) in [
+        (hvmsr::sint(VMBUS_SINT), Sint::unmasked(vector::SINT).0),
+        (hvmsr::HV_X64_MSR_SCONTROL, SCONTROL_ENABLE),
+    ] {
+        // SAFETY: the vector has its handler.
+        unsafe { msr::write(number, value) };
     }
     true
 }

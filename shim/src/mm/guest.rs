@@ -106,7 +106,10 @@ pub fn frame(mfn: Mfn) -> Option<&'static PageWords> {
 /// A shared structure in a frame the guest may map.
 pub fn view<T: SharedView>(at: MachineAddr) -> Option<&'static T> {
     let size = size_of::<T>() as u64;
-    if at.offset() + size > PAGE_SIZE || at.0 % align_of::<T>() as u64 != 0 || !may_map(at.mfn()) {
+    if at.offset() + size > PAGE_SIZE
+        || !at.0.is_multiple_of(align_of::<T>() as u64)
+        || !may_map(at.mfn())
+    {
         return None;
     }
     let pointer = (DIRECT_MAP_BASE + at.0) as *const T;

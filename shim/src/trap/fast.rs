@@ -20,7 +20,7 @@ fn value(result: HcResult) -> i64 {
 }
 
 #[inline(always)]
-unsafe fn call(pc: *mut PerCpu, f: impl FnOnce(&mut Ctx<'_, Shim<'_>>) -> HcResult) -> i64 {
+unsafe fn call<'a>(pc: *mut PerCpu, f: impl FnOnce(&mut Ctx<'_, Shim<'a>>) -> HcResult) -> i64 {
     // SAFETY: the stub passes the processor's own area, to which nothing else refers on entry.
     value(super::with_ctx(unsafe { &mut *pc }, f))
 }

@@ -12,12 +12,12 @@ pub(super) fn handle(number: u8, pc: &mut PerCpu) {
     match number {
         vector::TIMER => {
             pc.cpu.armed.set(None);
-            super::with_ctx(pc, |cx| time::timer_interrupt(cx));
+            super::with_ctx(pc, time::timer_interrupt);
         }
         vector::SINT => {
             if crate::hv::synic::take_timer_message(pc.cpu.id) {
                 pc.cpu.armed.set(None);
-                super::with_ctx(pc, |cx| time::timer_interrupt(cx));
+                super::with_ctx(pc, time::timer_interrupt);
             }
         }
         vector::SERIAL => super::with_ctx(pc, |cx| console::input(cx.dom, cx.plat)),

@@ -35,12 +35,12 @@ global_asm!(
     pc_user_rsp = const offset_of!(PerCpu, user_rsp),
     pc_stack_top = const offset_of!(PerCpu, stack_top),
     pc_emergency_top = const offset_of!(PerCpu, emergency_top),
-    pc_hypercall = const offset_of!(PerCpu, hypercall_entry),
-    pc_fast_mmu_update = const offset_of!(PerCpu, fast_mmu_update),
-    pc_fast_mmuext_op = const offset_of!(PerCpu, fast_mmuext_op),
-    pc_fast_stack_switch = const offset_of!(PerCpu, fast_stack_switch),
-    pc_fast_set_segment_base = const offset_of!(PerCpu, fast_set_segment_base),
-    pc_exit = const offset_of!(PerCpu, exit_entry),
+    pc_hypercall = const percpu::HANDLERS + offset_of!(percpu::Handlers, hypercall),
+    pc_fast_mmu_update = const percpu::HANDLERS + offset_of!(percpu::Handlers, fast_mmu_update),
+    pc_fast_mmuext_op = const percpu::HANDLERS + offset_of!(percpu::Handlers, fast_mmuext_op),
+    pc_fast_stack_switch = const percpu::HANDLERS + offset_of!(percpu::Handlers, fast_stack_switch),
+    pc_fast_set_segment_base = const percpu::HANDLERS + offset_of!(percpu::Handlers, fast_set_segment_base),
+    pc_exit = const percpu::HANDLERS + offset_of!(percpu::Handlers, exit),
     nr_mmu_update = const HypercallNr::mmu_update.0,
     nr_mmuext_op = const HypercallNr::mmuext_op.0,
     nr_stack_switch = const HypercallNr::stack_switch.0,
@@ -48,8 +48,8 @@ global_asm!(
     domid_self = const DomId::SELF.0,
     plain_list = const translate::mmu::PLAIN_LIST,
     page_fault_from_guest = sym page_fault_from_guest,
-    pc_user_syscall = const offset_of!(PerCpu, user_syscall_entry),
-    pc_trap_exit = const offset_of!(PerCpu, trap_exit),
+    pc_user_syscall = const percpu::HANDLERS + offset_of!(percpu::Handlers, user_syscall),
+    pc_trap_exit = const percpu::HANDLERS + offset_of!(percpu::Handlers, trap_exit),
     pc_info = const percpu::offset::INFO,
     pc_kernel_sp = const percpu::offset::KERNEL_SP,
     pc_attention = const percpu::offset::ATTENTION,
@@ -93,21 +93,30 @@ unsafe extern "C" {
     fn idle_hlt();
 }
 
-/// Fills in the entry pointers of a new vCPU area.
+/// The entry pointers of a vCPU area.
+pub fn handlers() -> percpu::Handlers {
+    percpu::Handlers {
+        hypercall,
+        fast_mmu_update: fast::mmu_update,
+        fast_mmuext_op: fast::mmuext_op,
+        fast_stack_switch: fast::stack_switch,
+        fast_set_segment_base: fast::set_segment_base,
+        exit: exit_entry,
+        user_syscall,
+        trap_exit: (&raw const trap_exit) as u64,
+    }
+}
+
+/// The frame a stub built and the processor's area, as references.
 ///
 /// # Safety
-/// `pc` must be the mapped area of a vCPU that does not run yet.
-pub unsafe fn init_percpu(pc: *mut PerCpu) {
-    // SAFETY: the caller's promise; plain stores.
-    let pc = unsafe { &mut *pc };
-    pc.hypercall_entry = hypercall;
-    pc.fast_mmu_update = fast::mmu_update;
-    pc.fast_mmuext_op = fast::mmuext_op;
-    pc.fast_stack_switch = fast::stack_switch;
-    pc.fast_set_segment_base = fast::set_segment_base;
-    pc.exit_entry = exit_entry;
-    pc.user_syscall_entry = user_syscall;
-    pc.trap_exit = (&raw const trap_exit) as u64;
+/// The stub's own arguments, and no other reference to either is live.
+#[inline(always)]
+unsafe fn own<'a>(regs: *mut CpuRegs, pc: *mut PerCpu) -> (&'a mut CpuRegs, &'a mut PerCpu) {
+    // SAFETY: the caller's promise.
+    let regs = unsafe { &mut *regs };
+    // SAFETY: the caller's promise.
+    (regs, unsafe { &mut *pc })
 }
 
 /// Starts the guest on this processor.
@@ -126,7 +135,7 @@ pub unsafe fn start(pc: *mut PerCpu, regs: CpuRegs) -> ! {
 
 /// Runs `f` with what a translation handler needs.
 #[inline(always)]
-fn with_ctx<R>(pc: &mut PerCpu, f: impl FnOnce(&mut Ctx<'_, Shim<'_>>) -> R) -> R {
+fn with_ctx<'a, R>(pc: &'a mut PerCpu, f: impl FnOnce(&mut Ctx<'_, Shim<'a>>) -> R) -> R {
     let plat = Shim { cpu: &pc.cpu };
     let mut cx = Ctx { dom: crate::guest::domain(), vcpu: &mut pc.vcpu, plat: &plat };
     f(&mut cx)
@@ -168,7 +177,7 @@ unsafe fn block(pc: *mut PerCpu) -> i64 {
         {
             // SAFETY: interrupts are off, so no handler has a reference.
             let pc = unsafe { &mut *pc };
-            if let Some(value) = with_ctx(pc, |cx| sched::wake_check(cx)) {
+            if let Some(value) = with_ctx(pc, sched::wake_check) {
                 return value;
             }
         }
@@ -186,7 +195,7 @@ unsafe fn block(pc: *mut PerCpu) -> i64 {
 fn exit_to_guest(pc: &mut PerCpu, regs: &mut CpuRegs) {
     if pc.cpu.nmi_seen.get() {
         pc.cpu.nmi_seen.set(false);
-        with_ctx(pc, |cx| bounce::raise_nmi(cx));
+        with_ctx(pc, bounce::raise_nmi);
     }
     with_ctx(pc, |cx| bounce::exit_to_guest(cx, regs));
 }
@@ -194,14 +203,14 @@ fn exit_to_guest(pc: &mut PerCpu, regs: &mut CpuRegs) {
 /// [`exit_to_guest`] after a fast hypercall.
 unsafe extern "C" fn exit_entry(regs: *mut CpuRegs, pc: *mut PerCpu) {
     // SAFETY: as in `hypercall`.
-    let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
+    let (regs, pc) = unsafe { own(regs, pc) };
     exit_to_guest(pc, regs);
 }
 
 /// A page fault of the guest.
 unsafe extern "C" fn page_fault_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) {
     // SAFETY: the stub built the frame on this vCPU's stack; nothing else is live.
-    let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
+    let (regs, pc) = unsafe { own(regs, pc) };
     let cr2 = crate::cpu::read_cr2();
     let error = regs.error_code;
     crate::trace::record(14, regs.rip, cr2);
@@ -212,7 +221,7 @@ unsafe extern "C" fn page_fault_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) 
 /// A system call of user mode that the fast path leaves alone.
 unsafe extern "C" fn user_syscall(regs: *mut CpuRegs, pc: *mut PerCpu) {
     // SAFETY: as in `hypercall`.
-    let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
+    let (regs, pc) = unsafe { own(regs, pc) };
     with_ctx(pc, |cx| match regs.error_code {
         CpuRegs::SYSCALL32 => bounce::syscall32(cx, regs),
         CpuRegs::SYSENTER => bounce::sysenter(cx, regs),
@@ -224,7 +233,7 @@ unsafe extern "C" fn user_syscall(regs: *mut CpuRegs, pc: *mut PerCpu) {
 /// The final IRETQ did not take the guest's frame.
 unsafe extern "C" fn iret_failed(regs: *mut CpuRegs, pc: *mut PerCpu) {
     // SAFETY: `regs` was rebuilt at the top of this vCPU's stack; nothing else is live.
-    let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
+    let (regs, pc) = unsafe { own(regs, pc) };
     with_ctx(pc, |cx| {
         let selectors = crate::platform::data_selectors();
         bounce::failsafe(cx, regs, selectors);
@@ -235,7 +244,7 @@ unsafe extern "C" fn iret_failed(regs: *mut CpuRegs, pc: *mut PerCpu) {
 /// An exception or interrupt while the guest ran; page faults have their own way.
 unsafe extern "C" fn trap_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) {
     // SAFETY: the stub built the frame on this vCPU's stack; nothing else is live.
-    let (regs, pc) = unsafe { (&mut *regs, &mut *pc) };
+    let (regs, pc) = unsafe { own(regs, pc) };
     let vector = regs.vector;
     crate::trace::record(vector.into(), regs.rip, regs.error_code.into());
     if vector >= idt::vector::FIRST_IRQ {

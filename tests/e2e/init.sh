@@ -29,6 +29,11 @@ stress)
 	echo "@@ stress $?"
 	log
 	;;
+stress:*)
+	/stress $(echo "${test#stress:}" | tr , ' ')
+	echo "@@ stress $?"
+	log
+	;;
 log) log ;;
 detect)
 	dmesg | grep -e 'Hypervisor detected' -e 'Hyper-V'

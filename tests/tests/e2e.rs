@@ -13,6 +13,7 @@
 //! One host runs all guests, one after the other.
 
 use anyhow::{Context, Result, bail, ensure};
+use hvhost::features::NAMES;
 use libtest_mimic::{Arguments, Failed, Trial};
 use pontoon::cleanup::Scratch;
 use pontoon::host::{Host, Input, Machine, Under};
@@ -26,18 +27,6 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// What hvhost can withhold.
-const FEATURES: [&str; 9] = [
-    "tlbflush",
-    "ipi",
-    "stimer-direct",
-    "stimer",
-    "ref-tsc",
-    "ref-counter",
-    "crash",
-    "frequencies",
-    "ex-masks",
-];
 const MEMORY_MIB: u64 = 512;
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -50,26 +39,33 @@ fn main() -> ExitCode {
     let lab = Arc::new(Mutex::new(Lab::default()));
     let ignored = std::env::var_os("PONTOON_E2E").is_none();
     let mut trials = Vec::new();
+    let mut add = |name: String, test: Test, kernel: &str, without: &[String]| {
+        let (lab, kernel, without) = (Arc::clone(&lab), kernel.to_owned(), without.to_vec());
+        let run = move || {
+            let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+            test(&mut lab, &kernel, &without).map_err(|e| Failed::from(format!("{e:#}")))
+        };
+        trials.push(Trial::test(name, run).with_ignored_flag(ignored));
+    };
     for kernel in &kernels {
         for (label, without) in feature_sets() {
             for (name, test) in TESTS {
-                let (lab, kernel, without) = (Arc::clone(&lab), kernel.clone(), without.clone());
-                let name = format!("{kernel}{label}/{name}");
-                let run = move || {
-                    let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-                    test(&mut lab, &kernel, &without).map_err(|e| Failed::from(format!("{e:#}")))
-                };
-                trials.push(Trial::test(name, run).with_ignored_flag(ignored));
+                // The timers are part of the stress program, too.
+                if name != "timers" || !without.is_empty() {
+                    add(format!("{kernel}{label}/{name}"), test, kernel, &without);
+                }
             }
         }
         for (name, test) in NATIVE {
-            let (lab, kernel) = (Arc::clone(&lab), kernel.clone());
-            let name = format!("{kernel}/native/{name}");
-            let run = move || {
-                let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-                test(&mut lab, &kernel, &[]).map_err(|e| Failed::from(format!("{e:#}")))
-            };
-            trials.push(Trial::test(name, run).with_ignored_flag(ignored));
+            add(format!("{kernel}/native/{name}"), test, kernel, &[]);
+        }
+    }
+    if !ignored && !arguments.list {
+        // Before the first test, so that what is said stays out of its line.
+        let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(e) = lab.host() {
+            eprintln!("no place to run guests in: {e:#}");
+            return ExitCode::FAILURE;
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -80,8 +76,13 @@ fn main() -> ExitCode {
 
 type Test = fn(&mut Lab, &str, &[String]) -> Result<()>;
 
-const TESTS: [(&str, Test); 4] =
-    [("stress", stress), ("reboot", reboot), ("crash", crash), ("shell", shell)];
+const TESTS: [(&str, Test); 5] = [
+    ("stress", stress),
+    ("timers", timers),
+    ("reboot", reboot),
+    ("crash", crash),
+    ("shell", shell),
+];
 const NATIVE: [(&str, Test); 2] = [("detect", native_detect), ("reboot", native_reboot)];
 
 fn list(variable: &str, separator: &str) -> Option<Vec<String>> {
@@ -91,19 +92,20 @@ fn list(variable: &str, separator: &str) -> Option<Vec<String>> {
 
 /// Labels and the features they withhold.
 fn feature_sets() -> Vec<(String, Vec<String>)> {
+    let every = || NAMES.iter().map(|(name, _)| (*name).to_owned());
+    let all = || ("/without-all".to_owned(), every().collect());
     let mut sets = Vec::new();
     for set in list("PONTOON_E2E_WITHOUT", ";").unwrap_or_else(|| vec!["none".into()]) {
         match set.as_str() {
             "none" => sets.push((String::new(), Vec::new())),
             "each" => {
-                sets.extend(
-                    FEATURES.iter().map(|f| (format!("/without-{f}"), vec![(*f).to_owned()])),
-                );
-                sets.push(("/without-all".into(), FEATURES.map(str::to_owned).to_vec()));
+                sets.extend(every().map(|name| (format!("/without-{name}"), vec![name])));
+                sets.push(all());
             }
-            "all" => sets.push(("/without-all".into(), FEATURES.map(str::to_owned).to_vec())),
+            "all" => sets.push(all()),
             set => {
-                sets.push((format!("/without-{set}"), set.split(',').map(str::to_owned).collect()))
+                let names = set.split(',').map(str::to_owned).collect();
+                sets.push((format!("/without-{set}"), names));
             }
         }
     }
@@ -163,28 +165,30 @@ impl Lab {
         Ok(machine)
     }
 
+    /// The place guests run in.
+    fn host(&mut self) -> Result<&mut Host> {
+        if self.host.is_none() {
+            let under = match std::env::var("PONTOON_E2E_UNDER").unwrap_or_default().as_str() {
+                "" | "auto" => Under::Auto,
+                "kvm" => Under::Kvm,
+                "nested" => Under::Nested,
+                "qemu" => Under::Qemu,
+                other => bail!("PONTOON_E2E_UNDER={other}: auto, kvm, nested or qemu"),
+            };
+            let (host, why) = Host::choose(under, 2 * MEMORY_MIB)?;
+            eprintln!("{why}");
+            self.host = Some(host);
+        }
+        self.host.as_mut().context("a host")
+    }
+
     fn run(
         &mut self,
         machine: &Machine,
         input: &Input,
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<Outcome> {
-        let host = match &mut self.host {
-            Some(host) => host,
-            None => {
-                let under = match std::env::var("PONTOON_E2E_UNDER").unwrap_or_default().as_str() {
-                    "" | "auto" => Under::Auto,
-                    "kvm" => Under::Kvm,
-                    "nested" => Under::Nested,
-                    "qemu" => Under::Qemu,
-                    other => bail!("PONTOON_E2E_UNDER={other}: auto, kvm, nested or qemu"),
-                };
-                let (host, why) = Host::choose(under, 2 * MEMORY_MIB)?;
-                eprintln!("{why}");
-                self.host.insert(host)
-            }
-        };
-        let result = host.run(machine, input, output);
+        let result = self.host()?.run(machine, input, output);
         if result.is_err() {
             // The next test starts with a host that works.
             self.host = None;
@@ -228,7 +232,17 @@ fn is_pv(transcript: &Transcript) -> Result<()> {
 
 /// Init, user space, the whole stress program, a clean log, power-off.
 fn stress(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
-    let (outcome, transcript) = lab.guest(spec, without, "stress")?;
+    stressed(lab, spec, without, "stress")
+}
+
+/// The part of the stress program that waits for the clock and for others.
+fn timers(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    let part = "stress:nanosleep,timerfd,poll_timeout,sleepers,threads_ping,eventfd";
+    stressed(lab, spec, without, part)
+}
+
+fn stressed(lab: &mut Lab, spec: &str, without: &[String], test: &str) -> Result<()> {
+    let (outcome, transcript) = lab.guest(spec, without, test)?;
     ended(&outcome, &transcript, Status::POWER_OFF)?;
     is_pv(&transcript)?;
     let complaints: Vec<_> = transcript.text.lines().filter(|l| !l.starts_with("ok ")).collect();

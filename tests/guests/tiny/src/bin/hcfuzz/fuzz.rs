@@ -65,20 +65,16 @@ fn issue(&(number, args): &Call) -> Option<i64> {
 }
 
 /// An FNV-1a sum over what must not change.
-fn checksum(info: &StartInfo) -> u64 {
-    let start = 0xffff_ffff_8010_0000u64;
-    let mut sum = 0xcbf2_9ce4_8422_2325u64;
-    let mut add = |from: u64, bytes: u64| {
-        for at in (from..from + bytes).step_by(8) {
-            // SAFETY: text and p2m are mapped all the time.
-            let word =
-                unsafe { core::ptr::with_exposed_provenance::<u64>(at as usize).read_volatile() };
-            sum = (sum ^ word).wrapping_mul(0x100_0000_01b3);
-        }
-    };
-    add(start, 4 * PAGE);
-    add(info.mfn_list, info.nr_pages.min(1024) * 8);
-    sum
+fn checksum(info: &StartInfo, memory: &Memory) -> u64 {
+    const TEXT: u64 = 0xffff_ffff_8010_0000;
+    let text = (TEXT..TEXT + 4 * PAGE).step_by(8);
+    let p2m = (info.mfn_list..info.mfn_list + info.nr_pages.min(1024) * 8).step_by(8);
+    text.chain(p2m).chain(memory.read_only_words()).fold(0xcbf2_9ce4_8422_2325, |sum, at| {
+        // SAFETY: all three are mapped all the time.
+        let word =
+            unsafe { core::ptr::with_exposed_provenance::<u64>(at as usize).read_volatile() };
+        (sum ^ word).wrapping_mul(0x100_0000_01b3)
+    })
 }
 
 #[derive(Clone, Copy, Default)]
@@ -126,10 +122,11 @@ pub fn main(info: &'static StartInfo) -> ! {
     let memory = Memory::new(info);
     SCRATCH.store(memory.scratch, Ordering::Relaxed);
     WINDOW.store(memory.window, Ordering::Relaxed);
-    assert!(memory.prepare(), "the arena could not be mapped");
+    let mut random = Random::new(seed);
+    assert!(memory.prepare(&mut random), "the arena could not be mapped");
     say!("hcfuzz: {calls} calls, seed {seed}, {} pages", info.nr_pages);
-    let before = checksum(info);
-    let mut generator = Generator { memory: &memory, random: Random::new(seed), scratch_used: 0 };
+    let before = checksum(info, &memory);
+    let mut generator = Generator { memory: &memory, random, scratch_used: 0 };
     let mut rows = [Row::default(); ROWS];
     let trace = info.number("trace").unwrap_or(u64::MAX);
     for done in 0..calls {
@@ -154,7 +151,7 @@ pub fn main(info: &'static StartInfo) -> ! {
         }
     }
     print(&rows);
-    assert!(checksum(info) == before, "code or p2m changed");
+    assert!(checksum(info, &memory) == before, "code, p2m or read-only pages changed");
     say!("hcfuzz: {calls} done");
     hypercall::shutdown(hypercall::SHUTDOWN_POWEROFF)
 }

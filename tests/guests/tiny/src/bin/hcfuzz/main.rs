@@ -7,7 +7,7 @@
 //! A hypercall may do to this guest whatever a guest may do to itself, so some
 //! are kept from it: ending or blocking the domain, and writes into the guest's
 //! own code, stack and page tables. Those pages (the *critical* ones) never
-//! appear as targets; they do appear through read-only aliases, where a write
+//! appear as targets. Others appear through read-only aliases, where a write
 //! must fail. What is left is random: `window` is a range of addresses whose
 //! page-table entries change all the time.
 #![cfg_attr(target_os = "none", no_std, no_main)]

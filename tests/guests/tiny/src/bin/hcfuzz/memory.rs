@@ -20,15 +20,13 @@ unsafe impl<const N: usize> Sync for Pages<N> {}
 /// The arena, with a page in front and one behind that get unmapped.
 static ARENA: Pages<34> = Pages(core::cell::UnsafeCell::new([[0; 512]; 34]));
 static WINDOW: Pages<64> = Pages(core::cell::UnsafeCell::new([[0; 512]; 64]));
+/// Pages that are only seen through read-only aliases once they are filled.
+static READ_ONLY: Pages<4> = Pages(core::cell::UnsafeCell::new([[0; 512]; 4]));
 /// Argument lists whose contents must stay as generated.
 static SCRATCH: Pages<16> = Pages(core::cell::UnsafeCell::new([[0; 512]; 16]));
 
 fn address<const N: usize>(pages: &Pages<N>) -> u64 {
     pages.0.get().expose_provenance() as u64
-}
-
-unsafe extern "C" {
-    static _end: u8;
 }
 
 /// Where everything is.
@@ -48,8 +46,10 @@ pub struct Memory {
     critical: (u64, u64),
     /// Pages behind the initial mapping, nobody's: pfn of the first and number.
     spare: (u64, u64),
-    /// Pages that may be aliased read-only.
-    read_only: [u64; 8],
+    /// Machine frames that may be aliased read-only: the first page of text and
+    /// those of `READ_ONLY`. Not just any: what an alias shows may be taken for
+    /// an argument, so it must not name critical pages.
+    read_only: [u64; 5],
 }
 
 impl Memory {
@@ -70,12 +70,12 @@ impl Memory {
             let mfn = paging::mfn(info, pfn);
             critical = (critical.0.min(mfn), critical.1.max(mfn));
         }
-        let end = (&raw const _end).expose_provenance() as u64;
-        let pages =
-            [VIRT_BASE + 0x10_0000, info.pt_base, end - PAGE, info.mfn_list & !(PAGE - 1), scratch];
-        let start_info = core::ptr::from_ref(info).expose_provenance() as u64;
         let read_only = core::array::from_fn(|i| {
-            paging::mfn_of(info, pages.get(i).copied().unwrap_or(start_info))
+            let page = match i {
+                0 => VIRT_BASE + 0x10_0000,
+                _ => address(&READ_ONLY) + (i as u64 - 1) * PAGE,
+            };
+            paging::mfn_of(info, page)
         });
         let spare = (last + 1024, info.nr_pages.saturating_sub(last + 1024));
         Self {
@@ -91,8 +91,12 @@ impl Memory {
         }
     }
 
-    /// Makes the arena no-execute and unmaps the pages around it.
-    pub fn prepare(&self) -> bool {
+    /// Fills what must not change, makes the arena no-execute and unmaps the
+    /// pages around it.
+    pub fn prepare(&self, random: &mut Random) -> bool {
+        for at in self.read_only_words() {
+            write(at, self.any_value(random));
+        }
         const NX_RW: u64 = 1 << 63 | 0x63;
         let arena_done = self.arena_mfns.iter().zip(0..).all(|(mfn, i)| {
             // SAFETY: the same frame as before, without execution.
@@ -103,6 +107,11 @@ impl Memory {
                 // SAFETY: nothing uses the guard pages.
                 unsafe { paging::set_entry(self.info, guard, 0) == 0 }
             })
+    }
+
+    /// Addresses of the words behind the read-only aliases.
+    pub fn read_only_words(&self) -> impl Iterator<Item = u64> {
+        (address(&READ_ONLY)..address(&READ_ONLY) + 4 * PAGE).step_by(8)
     }
 
     /// Whether a number could name a critical page: as a frame, as the address

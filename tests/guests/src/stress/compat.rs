@@ -60,7 +60,9 @@ global_asm!(
     // The 32-bit pieces; each is copied to low memory and run there.
     ".pushsection .rodata",
     ".code32",
-    ".macro piece name, body:vararg",
+    ".macro piece name",
+    // Global: the code may be compiled in another unit.
+    ".global \\name",
     "\\name:",
     "mov ecx, 0x2b",
     "mov ds, ecx",
@@ -70,6 +72,7 @@ global_asm!(
     "push 0x33",
     "push dword ptr [edi]",
     "retf",
+    ".global \\name",
     "\\name:",
     ".endm",
     "piece stress_int80",
@@ -450,10 +453,8 @@ fn program32() -> Outcome {
 fn program32_sysenter() -> Outcome {
     for _ in 0..10 {
         let ending = run_program(1)?;
-        let right = matches!(
-            ending,
-            Ending::Exited(0 | 77) | Ending::Killed(libc::SIGILL | libc::SIGSEGV)
-        );
+        let right =
+            matches!(ending, Ending::Exited(0 | 77) | Ending::Killed(libc::SIGILL | libc::SIGSEGV));
         ensure!(right, "{ending:?}");
     }
     Ok(())

@@ -20,6 +20,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
+use vm_memory::{Bytes, GuestAddress};
 
 const CR0_PE: u64 = 1 << 0;
 const CR0_ET: u64 = 1 << 4;
@@ -61,6 +62,10 @@ enum Next {
     /// The exit's data is in the shared page, where `VcpuExit` does not show it.
     Io,
     Hyperv,
+    /// The processor refuses the guest's state.
+    Refused(u64),
+    /// KVM gives up on the guest, for a reason in the shared page.
+    Internal,
     /// KVM gives up on the guest.
     Broken(String),
 }
@@ -111,9 +116,15 @@ impl Vcpu {
                     }
                 }
                 Next::Hyperv => self.hyperv(),
-                Next::Broken(what) => {
-                    return Outcome::HostError(format!("{what}\n{}", self.registers()));
+                Next::Refused(_) if self.repair_code_segment() => {}
+                Next::Refused(reason) => {
+                    return self.broken(&format!("the processor refuses the guest: {reason:#x}"));
                 }
+                Next::Internal => {
+                    let what = self.internal_error();
+                    return self.broken(&what);
+                }
+                Next::Broken(what) => return self.broken(&what),
             }
         }
     }
@@ -173,12 +184,8 @@ impl Vcpu {
                 count(ExitReason::Interrupted);
                 Next::Run
             }
-            Ok(VcpuExit::InternalError) => {
-                Next::Broken("KVM cannot emulate what the guest does".into())
-            }
-            Ok(VcpuExit::FailEntry(reason, _)) => {
-                Next::Broken(format!("the processor refuses the guest: {reason:#x}"))
-            }
+            Ok(VcpuExit::InternalError) => Next::Internal,
+            Ok(VcpuExit::FailEntry(reason, _)) => Next::Refused(reason),
             Ok(other) => {
                 count(ExitReason::Other);
                 Next::Broken(format!("KVM ends the run for an unknown reason: {other:?}"))
@@ -231,6 +238,42 @@ impl Vcpu {
             }
             _ => counters.exit(ExitReason::Other),
         }
+    }
+
+    /// QEMU's emulated SYSENTER (7.2) leaves a 64-bit code segment that is marked
+    /// 32-bit as well, and its VMRUN then refuses that state when the guest is
+    /// entered again. `true`: it was this, and the guest can go on.
+    fn repair_code_segment(&self) -> bool {
+        let Ok(mut sregs) = self.fd.get_sregs() else { return false };
+        let both = sregs.efer & EFER_LMA != 0 && sregs.cs.l != 0 && sregs.cs.db != 0;
+        sregs.cs.db = 0;
+        both && self.fd.set_sregs(&sregs).is_ok()
+    }
+
+    fn broken(&self, what: &str) -> Outcome {
+        Outcome::HostError(format!("{what}\n{}", self.registers()))
+    }
+
+    /// What KVM could not do, with the code the guest is at.
+    fn internal_error(&mut self) -> String {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: the last exit was an internal error, so this is the member in
+        // use; it is plain integers.
+        let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+        let mut text = format!("KVM cannot emulate what the guest does (suberror {suberror})");
+        let mut code = [0u8; 15];
+        let read = self.fd.get_regs().and_then(|regs| self.fd.translate_gva(regs.rip));
+        if let Ok(at) = read
+            && at.valid != 0
+            && self.shared.memory.read_slice(&mut code, GuestAddress(at.physical_address)).is_ok()
+        {
+            text.push_str(", code at rip:");
+            for byte in code {
+                // Writing to a String cannot fail.
+                let _ = write!(text, " {byte:02x}");
+            }
+        }
+        text
     }
 
     /// Registers as text, for reports.

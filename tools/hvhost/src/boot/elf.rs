@@ -1,5 +1,6 @@
 //! ELF kernels: segments go to their physical addresses. Both classes are read,
-//! since a PVH kernel is often a 32-bit ELF.
+//! since a PVH kernel is often a 32-bit ELF; the linux-loader crate reads ELF64
+//! only, and takes segments that would overwrite the boot structures below 1 MiB.
 
 use super::Machine;
 use crate::memory::HIGH_MEMORY_START;

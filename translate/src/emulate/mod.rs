@@ -29,6 +29,8 @@ mod tests;
 /// Error-code bits of #GP: raised by an external event; by an IDT entry (INT n).
 const EC_EXTERNAL: u32 = 1;
 const EC_IDT: u32 = 2;
+/// Opcode of INT n.
+const INT_N: u8 = 0xcd;
 /// CR4.DE: I/O breakpoints are on.
 const CR4_DE: u64 = 1 << 3;
 /// DR6 where nothing happened, and its single-step bit.
@@ -80,6 +82,9 @@ pub fn general_protection<P: Platform>(
         return with_error_code(cx, regs, error_code);
     }
     let user = regs.from_guest_user();
+    if !user && msr::read_segment_base(cx, regs) {
+        return Emulation::Done;
+    }
     if user && !user_io_possible(cx, regs) {
         return GP0;
     }
@@ -151,7 +156,9 @@ pub fn set_ts<P: Platform>(cx: &mut Ctx<'_, P>, on: bool) {
 }
 
 /// #GP with an error code: INT n of a vector whose gate is closed to this ring in hardware, but
-/// open by the guest's table (DPL 1 and 2: kernel only).
+/// open by the guest's table (DPL 1 and 2: kernel only). QEMU's TCG counts gates of 16 bytes in the
+/// error code, so INT 2 would be INT 4 and a program's INT 0x40 a system call: the instruction has
+/// to agree.
 #[cold]
 fn with_error_code<P: Platform>(
     cx: &mut Ctx<'_, P>,
@@ -161,7 +168,10 @@ fn with_error_code<P: Platform>(
     if error_code & (EC_EXTERNAL | EC_IDT) == EC_IDT {
         let vector = (error_code >> 3) as u8;
         let needed = if regs.from_guest_user() { 3 } else { 1 };
-        if cx.vcpu.traps.dpl(vector) >= needed {
+        let mut insn = [0; 2];
+        let agrees = cx.plat.copy_from_guest(&mut insn, GuestVa(regs.rip)).is_ok()
+            && insn == [INT_N, vector];
+        if agrees && cx.vcpu.traps.dpl(vector) >= needed {
             regs.rip = regs.rip.wrapping_add(2);
             return Emulation::Bounce { vector, error_code: None };
         }

@@ -5,8 +5,8 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use xen_abi::Mfn;
-use xen_abi::arch::vector;
+use xen_abi::arch::{rflags, vector};
+use xen_abi::{GuestVa, Mfn};
 use xen_abi::cpuid::XEN_HYPERCALL_MSR;
 
 use super::control;
@@ -14,6 +14,10 @@ use super::cpuid::{Vendor, vendor};
 use crate::Ctx;
 use crate::builder::hypercall_page;
 use crate::platform::{Platform, SegmentBase};
+use crate::regs::CpuRegs;
+
+/// The instruction.
+const RDMSR: [u8; 2] = [0x0f, 0x32];
 
 const P5_MC_ADDR: u32 = 0;
 const P5_MC_TYPE: u32 = 1;
@@ -70,6 +74,23 @@ const fn is_amd_pstate(msr: u32) -> bool {
     matches!(msr, 0xc001_0041 | 0xc001_0042 | 0xc001_0061..=0xc001_006b)
 }
 
+/// RDMSR of a segment base by the kernel, ahead of the decoder: Linux saves the user's GS base so
+/// at every switch of processes. `false`: it is something else, and nothing has changed.
+#[inline]
+pub(super) fn read_segment_base<P: Platform>(cx: &Ctx<'_, P>, regs: &mut CpuRegs) -> bool {
+    let Some(which) = segment(regs.rcx as u32) else { return false };
+    let mut opcode = [0; 2];
+    let fetched = cx.plat.copy_from_guest(&mut opcode, GuestVa(regs.rip));
+    if fetched.is_err() || opcode != RDMSR || regs.rflags & rflags::TF != 0 {
+        return false;
+    }
+    super::set_edx_eax(regs, cx.plat.segment_base(which));
+    regs.rip = regs.rip.wrapping_add(2);
+    regs.rflags &= !rflags::RF;
+    true
+}
+
+#[inline]
 fn segment(msr: u32) -> Option<SegmentBase> {
     match msr {
         FS_BASE => Some(SegmentBase::Fs),

@@ -422,22 +422,28 @@ fn software_interrupts_of_the_kernel() {
     let info = TrapInfo { vector: 0x80, flags: 1, cs: 0, pad: 0, address: 0x2000 };
     machine.vcpus[0].traps.set(&info);
     let ec = 0x80 << 3 | 2;
-    let mut regs = kernel_regs();
+    machine.plat.copy_to_guest(CODE, &[0xcd, 0x80]).unwrap();
+    let mut regs = regs_at(CODE);
     let rip = regs.rip;
     let soft = Emulation::Bounce { vector: 0x80, error_code: None };
     assert_eq!(general_protection(&mut machine.cx(), &mut regs, ec), soft);
     assert_eq!(regs.rip, rip + 2);
     let fault = |error_code| Emulation::Bounce { vector: vector::GP, error_code: Some(error_code) };
-    let mut regs = user_regs();
+    let mut regs = CpuRegs { rip: CODE.0, ..user_regs() };
     assert_eq!(general_protection(&mut machine.cx(), &mut regs, ec), fault(ec));
-    let mut regs = kernel_regs();
+    let mut regs = regs_at(CODE);
     assert_eq!(general_protection(&mut machine.cx(), &mut regs, ec | 1), fault(ec | 1));
     assert_eq!(
         general_protection(&mut machine.cx(), &mut regs, 0x81 << 3 | 2),
         fault(0x81 << 3 | 2)
     );
     assert_eq!(general_protection(&mut machine.cx(), &mut regs, 0xe030), fault(0xe030));
-    assert_eq!(regs, kernel_regs());
+    // The error code names another gate than the instruction; no instruction to be read.
+    machine.plat.copy_to_guest(CODE, &[0xcd, 0x40]).unwrap();
+    assert_eq!(general_protection(&mut machine.cx(), &mut regs, ec), fault(ec));
+    assert_eq!(regs, regs_at(CODE));
+    let mut regs = regs_at(GuestVa(0x10));
+    assert_eq!(general_protection(&mut machine.cx(), &mut regs, ec), fault(ec));
 }
 
 fn forced(machine: &mut Machine, regs: &mut CpuRegs) -> Emulation {

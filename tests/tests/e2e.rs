@@ -5,6 +5,7 @@
 //! - `PONTOON_E2E_WITHOUT`: sets of withheld features, sets separated by `;`,
 //!   features by commas; `none` for the full host, `each` for every single
 //!   feature and all together.
+//! - `PONTOON_E2E_SHOW=1`: print the guests' consoles as they come.
 //! - `PONTOON_E2E_UNDER`: `auto`, `kvm`, `nested` or `qemu`.
 //!
 //! Without `PONTOON_E2E=1` the tests are ignored: they fetch kernels and take
@@ -28,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const MEMORY_MIB: u64 = 512;
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(150);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -188,7 +189,13 @@ impl Lab {
         input: &Input,
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<Outcome> {
-        let result = self.host()?.run(machine, input, output);
+        let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
+        let result = self.host()?.run(machine, input, &mut |bytes| {
+            if show {
+                eprint!("{}", String::from_utf8_lossy(bytes));
+            }
+            output(bytes);
+        });
         if result.is_err() {
             // The next test starts with a host that works.
             self.host = None;

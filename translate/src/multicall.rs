@@ -40,8 +40,10 @@ pub fn multicall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
             break Ok(Outcome::Continue);
         }
         budget -= 1;
-        let mut entry: MulticallEntry = match cx.plat.read_guest(GuestVa(list)) {
-            Ok(entry) => entry,
+        let mut entry = match cx.plat.read_words(GuestVa(list)) {
+            Ok([op, result, a, b, c, d, e, f]) => {
+                MulticallEntry { op, result, args: [a, b, c, d, e, f] }
+            }
             Err(fault) => break Err(efault(fault)),
         };
         let result = match one(cx, regs, &mut entry) {
@@ -61,7 +63,7 @@ pub fn multicall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
             }
         };
         let at = GuestVa(list).add(offset_of!(MulticallEntry, result) as u64);
-        if let Err(fault) = cx.plat.write_guest(at, &result.cast_unsigned()) {
+        if let Err(fault) = cx.plat.write_words(at, [result.cast_unsigned()]) {
             break Err(efault(fault));
         }
         list = list.wrapping_add(ENTRY);

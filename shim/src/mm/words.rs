@@ -27,6 +27,7 @@ macro_rules! copy {
 macro_rules! sized {
     ($words:expr, $direction:ident, $to:expr, $from:expr, $otherwise:expr) => {
         match $words {
+            1 => sized!(@ $direction, $to, $from, 0),
             2 => sized!(@ $direction, $to, $from, 0 8),
             3 => sized!(@ $direction, $to, $from, 0 8 16),
             7 => sized!(@ $direction, $to, $from, 0 8 16 24 32 40 48),

@@ -6,8 +6,8 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use xen_abi::arch::{rflags, vector};
-use xen_abi::{GuestVa, Mfn};
 use xen_abi::cpuid::XEN_HYPERCALL_MSR;
+use xen_abi::{GuestVa, Mfn};
 
 use super::control;
 use super::cpuid::{Vendor, vendor};

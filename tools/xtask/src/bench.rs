@@ -113,7 +113,9 @@ fn micro(options: &Micro) -> Result<()> {
     print_table(&kernel.release, &all);
     let path = match &options.json {
         Some(path) => path.clone(),
-        None => workspace().unwrap_or_default().join(format!("target/bench-micro-{}.json", options.kernel)),
+        None => workspace()
+            .unwrap_or_default()
+            .join(format!("target/bench-micro-{}.json", options.kernel)),
     };
     write_json(&path, &kernel, &all)?;
     let misses = misses(&all);
@@ -147,11 +149,21 @@ fn boot(place: Place, kernel: &Kernel, initrd: &Path, dir: &Path) -> Result<Outc
 /// The lines `{"name":…,"per_op":…}` of a console.
 fn figures(outcome: &Outcome) -> Result<Figures> {
     let text = outcome.console_text();
-    let tail = || text.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
+    let tail = || {
+        text.lines()
+            .rev()
+            .take(5)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
     ensure!(outcome.status == Status::POWER_OFF, "ended with {:?}:\n{}", outcome.status, tail());
     ensure!(text.contains("micro: done"), "did not finish:\n{}", tail());
     let mut figures = parse(&text);
-    let clock = figures.iter().position(|(name, _)| name == "tsc_mhz").map(|at| figures.remove(at).1);
+    let clock =
+        figures.iter().position(|(name, _)| name == "tsc_mhz").map(|at| figures.remove(at).1);
     // Else the figures would not be instructions.
     match clock {
         Some(mhz) if (mhz - 1000.0).abs() < 20.0 => Ok(figures),
@@ -176,13 +188,21 @@ fn ratio(all: &BTreeMap<Place, Figures>, place: Place, name: &str) -> Option<f64
 
 /// Names of all lines, in order.
 fn names(all: &BTreeMap<Place, Figures>) -> Vec<&str> {
-    all.values().next().map(|figures| figures.iter().map(|(name, _)| name.as_str()).collect()).unwrap_or_default()
+    all.values()
+        .next()
+        .map(|figures| figures.iter().map(|(name, _)| name.as_str()).collect())
+        .unwrap_or_default()
 }
 
 fn print_table(release: &str, all: &BTreeMap<Place, Figures>) {
-    let cell = |value: Option<f64>, digits| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.digits$}"));
+    let cell = |value: Option<f64>, digits| {
+        value.map_or_else(|| "-".to_owned(), |v| format!("{v:.digits$}"))
+    };
     println!("Linux {release}, guest instructions per operation:");
-    println!("{:16}{:>10}{:>10}{:>10}{:>13}{:>12}{:>6}", "", "native", "Xen", "shim", "shim/native", "Xen/native", "bar");
+    println!(
+        "{:16}{:>10}{:>10}{:>10}{:>13}{:>12}{:>6}",
+        "", "native", "Xen", "shim", "shim/native", "Xen/native", "bar"
+    );
     for name in names(all) {
         let bar = BARS.iter().find(|(found, _)| *found == name).map(|(_, bar)| *bar);
         println!(
@@ -207,7 +227,8 @@ fn misses(all: &BTreeMap<Place, Figures>) -> Vec<String> {
         {
             misses.push(format!("{name}: {ratio:.3} x native is above {bar}"));
         }
-        if let (Some(xen), Some(shim)) = (figure(all, Place::Xen, name), figure(all, Place::Shim, name))
+        if let (Some(xen), Some(shim)) =
+            (figure(all, Place::Xen, name), figure(all, Place::Shim, name))
             && shim >= xen
         {
             misses.push(format!("{name}: {shim:.0} is not ahead of real Xen's {xen:.0}"));
@@ -238,7 +259,8 @@ fn write_json(path: &Path, kernel: &Kernel, all: &BTreeMap<Place, Figures>) -> R
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    fs::write(path, serde_json::to_string_pretty(&report)? + "\n").with_context(|| path.display().to_string())?;
+    fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
+        .with_context(|| path.display().to_string())?;
     println!("written to {}", path.display());
     Ok(())
 }
@@ -256,7 +278,8 @@ mod tests {
 
     #[test]
     fn lines_of_a_console_are_found() {
-        let text = "=== begin\r\n{\"name\":\"getpid\",\"per_op\":309.0}\r\nnoise {\n{\"other\":1}\n";
+        let text =
+            "=== begin\r\n{\"name\":\"getpid\",\"per_op\":309.0}\r\nnoise {\n{\"other\":1}\n";
         assert_eq!(parse(text), [("getpid".to_owned(), 309.0)]);
     }
 

@@ -178,7 +178,9 @@ pub(super) fn init_control<P: Platform>(
     if vcpu >= dom.nr_vcpus {
         return Err(Errno::ENOENT);
     }
-    if u64::from(offset) > PAGE_SIZE - size_of::<FifoControlBlock>() as u64 || !offset.is_multiple_of(8) {
+    if u64::from(offset) > PAGE_SIZE - size_of::<FifoControlBlock>() as u64
+        || !offset.is_multiple_of(8)
+    {
         return Err(Errno::EINVAL);
     }
     let channels = &dom.evtchn;

@@ -33,8 +33,8 @@ use crate::domain::{Domain, MAX_VCPUS};
 use crate::platform::Platform;
 
 pub use op::{event_channel_op, event_channel_op_compat};
-pub use port::{Backend, Kind, PortState};
 use port::Port;
+pub use port::{Backend, Kind, PortState};
 
 /// Ports a domain has, under either ABI. Xen's toolstack gives a guest 1023 by default.
 pub const MAX_PORTS: usize = EVTCHN_2L_NR_CHANNELS as usize;

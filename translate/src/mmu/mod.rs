@@ -216,9 +216,7 @@ fn update_foreign<M: GuestMemory>(
     match request.ptr & 7 {
         4.. => Err(Errno::ENOSYS),
         MMU_MACHPHYS_UPDATE if owner == Owner::Io => Err(Errno::EINVAL),
-        _ if owner == Owner::Io && request.val & pte::P == 0 => {
-            update(plat, mmu, request)
-        }
+        _ if owner == Owner::Io && request.val & pte::P == 0 => update(plat, mmu, request),
         _ => Err(Errno::EPERM),
     }
 }

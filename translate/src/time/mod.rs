@@ -19,9 +19,9 @@ use core::sync::atomic::{Ordering, fence};
 
 use xen_abi::GuestVa;
 use xen_abi::event_channel::Virq;
+use xen_abi::mm::HYPERVISOR_VIRT_END;
 use xen_abi::shared_info::VcpuTimeInfo;
 use xen_abi::vcpu::Runstate;
-use xen_abi::mm::HYPERVISOR_VIRT_END;
 
 use crate::Ctx;
 use crate::evtchn::{self, Here};

@@ -68,7 +68,9 @@ fn main() {
                 std::process::exit(status)
             }
             "--loops" => loops = args.next().and_then(|n| n.parse().ok()).unwrap_or(1),
-            "--known" => known.extend(args.next().iter().flat_map(|l| l.split(',')).map(str::to_owned)),
+            "--known" => {
+                known.extend(args.next().iter().flat_map(|l| l.split(',')).map(str::to_owned))
+            }
             "--list" => {
                 for check in checks() {
                     println!("{}", check.0);

@@ -10,7 +10,6 @@ use translate::regs::CpuRegs;
 use xen_abi::{GuestVa, MachineAddr, Mfn, Pfn, SharedView};
 
 use crate::cpu::{self, Cpu, msr};
-use crate::mm::layout::{M2P_L4_SLOT, SHIM_L4_SLOT};
 use crate::mm::{guest, phys_to_virt, words};
 
 /// The platform on this processor.
@@ -97,20 +96,11 @@ fn swapgs() {
     unsafe { asm!("swapgs", options(nomem, nostack, preserves_flags)) };
 }
 
-/// Stores the hypervisor's slots into an L4.
-#[inline]
-fn install(words: &PageWords) {
-    use core::sync::atomic::Ordering::Relaxed;
-    let [m2p, shim] = crate::boot::shim_l4_entries();
-    words[M2P_L4_SLOT].store(m2p, Relaxed);
-    words[SHIM_L4_SLOT].store(shim, Relaxed);
-}
-
 impl Processor for Shim<'_> {
     #[inline]
     fn load_cr3(&self, l4: Mfn) -> bool {
         let Some(words) = guest::frame(l4) else { return false };
-        install(words);
+        guest::install_slots(words);
         let value = l4.base().0;
         self.cpu.cr3.set(value);
         // SAFETY: the L4 has the shim's slots.
@@ -118,7 +108,7 @@ impl Processor for Shim<'_> {
         true
     }
     fn install_hole(&self, l4: Mfn) -> bool {
-        guest::frame(l4).map(install).is_some()
+        guest::frame(l4).map(guest::install_slots).is_some()
     }
     #[inline]
     fn flush_tlb_local(&self) {

@@ -28,9 +28,6 @@ enum Timer {
 }
 static TIMER: Once<Timer> = Once::new();
 
-/// A pair of readings for converting system time to the host's reference time.
-static REF_PAIR: Once<(u64, u64)> = Once::new();
-
 /// Reads the TSC.
 #[inline]
 pub fn rdtsc() -> u64 {
@@ -193,10 +190,8 @@ pub fn stolen_ns(cpu: &Cpu) -> u64 {
 /// Chooses and prepares this processor's timer; returns its name.
 pub fn init_timer(f: &Features, synic_works: bool) -> &'static str {
     let hv = hv::get().filter(|hv| hv.stimer && (hv.stimer_direct || synic_works));
-    let reference =
-        hv::reference_tsc().map(|page| page.time_100ns(rdtsc())).or_else(hv::reference_count);
-    if let (Some(hv), Some(reference)) = (hv, reference) {
-        REF_PAIR.call_once(|| (now_ns(), reference));
+    let has_reference = hv::reference_tsc().is_some() || hv::reference_count().is_some();
+    if let Some(hv) = hv.filter(|_| has_reference) {
         hv::synic::init_timer(hv);
         TIMER.call_once(|| Timer::Synthetic);
         return if hv.stimer_direct {
@@ -210,16 +205,14 @@ pub fn init_timer(f: &Features, synic_works: bool) -> &'static str {
     if f.tsc_deadline { "local APIC, TSC deadline" } else { "local APIC, counting" }
 }
 
-/// Reference time (100 ns) at a system time: exact by the reference TSC page, else by the pair of
-/// readings, which a timer that fires early corrects (the next arming is relative to now).
+/// Reference time (100 ns) at a system time: by the reference TSC page, else by the counter itself, a
+/// VM exit. A pair of readings kept for later would save that, and drift: a timer that fires early
+/// is armed again, over and over.
 fn reference_time(deadline_ns: u64, now: u64) -> u64 {
     let ahead = deadline_ns.saturating_sub(now).div_ceil(100);
     let reference = match hv::reference_tsc() {
         Some(page) => page.time_100ns(rdtsc()),
-        None => {
-            let (ns, reference) = REF_PAIR.get().copied().unwrap_or((0, 0));
-            reference + now.saturating_sub(ns) / 100
-        }
+        None => hv::reference_count().unwrap_or(0),
     };
     reference + ahead
 }

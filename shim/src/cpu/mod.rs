@@ -119,6 +119,15 @@ pub fn read_cr2() -> u64 {
     value
 }
 
+/// Physical address of the L4 in CR3.
+#[inline]
+pub fn current_l4() -> u64 {
+    let value: u64;
+    // SAFETY: reading CR3 has no effect.
+    unsafe { asm!("mov {}, cr3", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value & crate::mm::page_table::pte::ADDRESS
+}
+
 /// Loads CR3.
 ///
 /// # Safety

@@ -11,7 +11,7 @@ use spin::Mutex;
 use translate::platform::PageWords;
 use xen_abi::{GuestVa, MachineAddr, Mfn, PAGE_SIZE, Pfn, SharedView};
 
-use super::layout::{DIRECT_MAP_BASE, HOLE_END, HOLE_START, M2P_BASE};
+use super::layout::{DIRECT_MAP_BASE, HOLE_END, HOLE_START, M2P_BASE, M2P_L4_SLOT, SHIM_L4_SLOT};
 use super::phys_to_virt;
 
 static MAX_MFN: AtomicU64 = AtomicU64::new(0);
@@ -166,6 +166,23 @@ pub fn acquire(pfn: Pfn) -> Option<Mfn> {
     Some(Mfn(mfn))
 }
 
+/// Stores the hypervisor's slots into an L4.
+#[inline]
+pub fn install_slots(words: &PageWords) {
+    let [m2p, shim] = crate::boot::shim_l4_entries();
+    words[M2P_L4_SLOT].store(m2p, Ordering::Relaxed);
+    words[SHIM_L4_SLOT].store(shim, Ordering::Relaxed);
+}
+
+/// Puts the slots of the L4 in use right again after a copy to where the guest said, which may be
+/// that very page: the processor goes on by what it has cached of them until here.
+#[inline]
+pub(super) fn repair_slots() {
+    let page = (DIRECT_MAP_BASE + crate::cpu::current_l4()) as *const PageWords;
+    // SAFETY: CR3 holds a frame of RAM, in the direct map, and its words are atomics.
+    install_slots(unsafe { &*page });
+}
+
 /// Whether a guest range stays clear of the hole.
 #[inline]
 pub(super) fn outside_hole(va: GuestVa, bytes: usize) -> bool {
@@ -187,8 +204,12 @@ pub fn copy_from(to: &mut [u8], from: GuestVa) -> bool {
 /// Copies to the guest's address space; `false` on a fault.
 #[inline]
 pub fn copy_to(to: GuestVa, from: &[u8]) -> bool {
+    if !outside_hole(to, from.len()) {
+        return false;
+    }
     // SAFETY: the destination is not the shim's memory (the guest's own memory may also be seen
     // through the direct map, where the shim holds only atomics); faults end the copy.
-    outside_hole(to, from.len())
-        && unsafe { guest_copy(to.0 as *mut u8, from.as_ptr(), from.len()) } == 0
+    let fault = unsafe { guest_copy(to.0 as *mut u8, from.as_ptr(), from.len()) };
+    repair_slots();
+    fault == 0
 }

@@ -5,7 +5,7 @@ use core::arch::asm;
 
 use xen_abi::GuestVa;
 
-use super::guest::{copy_from, copy_to, outside_hole};
+use super::guest::{copy_from, copy_to, outside_hole, repair_slots};
 
 /// Copies a word for each offset; the access numbered 2 is the guest's and may fault.
 macro_rules! copy {
@@ -70,5 +70,9 @@ pub fn write<const WORDS: usize>(to: GuestVa, from: &[u64; WORDS]) -> bool {
         return false;
     }
     sized!(WORDS, to, to.0, from.as_ptr(), copy_to(to, zerocopy::IntoBytes::as_bytes(from)));
+    if WORDS == 1 {
+        // A result, to where the guest said; frames go to the guest kernel's stack.
+        repair_slots();
+    }
     true
 }

@@ -15,7 +15,7 @@ use crate::Ctx;
 use crate::platform::Platform;
 
 /// Reading the host's steal counter may cost a VM exit; a running vCPU looks this often at most.
-const STEAL_PERIOD_NS: u64 = 1_000_000_000;
+const STEAL_PERIOD_NS: u64 = 10_000_000_000;
 
 /// The record and where the guest wants its copy.
 #[derive(Clone, Copy, Debug)]

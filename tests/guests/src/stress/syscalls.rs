@@ -150,7 +150,7 @@ fn reads_of_proc() -> Outcome {
             ensure!(!text.is_empty(), "{path} is empty");
         }
     }
-    let mut random = [0u8; 20_000];
+    let mut random = vec![0u8; 20_000];
     let result = unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), 0) };
     ensure!(result == 20_000, "getrandom: {result}");
     ensure!(random.iter().any(|&b| b != random[0]), "20000 equal random bytes");

@@ -76,7 +76,7 @@ impl Generator<'_> {
         let number = match self.random.below(8) {
             0..=5 => self.random.below(64),
             6 => self.random.below(256),
-            _ => self.random.next(),
+            _ => self.random.word(),
         };
         (number, self.any_args())
     }
@@ -85,7 +85,7 @@ impl Generator<'_> {
     fn sub_command(&mut self, number: u64, commands: u64) -> Call {
         let command = self.random.below(commands);
         let mut args = self.any_args();
-        args[0] = if self.random.once_in(16) { self.random.next() } else { command };
+        args[0] = if self.random.once_in(16) { self.random.word() } else { command };
         args[1] = self.argument();
         (number, args)
     }

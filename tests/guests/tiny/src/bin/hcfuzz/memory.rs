@@ -100,7 +100,9 @@ impl Memory {
         const NX_RW: u64 = 1 << 63 | 0x63;
         let arena_done = self.arena_mfns.iter().zip(0..).all(|(mfn, i)| {
             // SAFETY: the same frame as before, without execution.
-            unsafe { paging::set_entry(self.info, self.arena + i * PAGE, mfn * PAGE | NX_RW) == 0 }
+            unsafe {
+                paging::set_entry(self.info, self.arena + i * PAGE, (mfn * PAGE) | NX_RW) == 0
+            }
         });
         arena_done
             && [self.arena - PAGE, self.arena + ARENA_PAGES * PAGE].iter().all(|&guard| {
@@ -150,7 +152,7 @@ impl Memory {
             4 => random.below(64),
             5 => random.below(0x10_0000),
             6 => random.pick(&[0xfee00, 0xfec00, 0xfed00, 0xa0, 0xf0, u64::MAX, 0xfffff, 1 << 40]),
-            _ => random.next() >> random.below(64),
+            _ => random.word() >> random.below(64),
         };
         if self.is_critical(mfn) { random.pick(&self.arena_mfns) } else { mfn }
     }
@@ -165,9 +167,9 @@ impl Memory {
         let flags = random.pick(&[0x63, 0x61, 0x67, 0x65, 0x60, 0, 0xe3, 0x163, 0x7ff, 0x73]);
         let high = random.pick(&[0, 0, 0, 0, 1 << 63, 1 << 52, 0x7ff << 52]);
         if aliases && random.once_in(6) {
-            return random.pick(&self.read_only) * PAGE | flags & !2 | high;
+            return (random.pick(&self.read_only) * PAGE) | (flags & !2) | high;
         }
-        (self.any_mfn(random) * PAGE & 0x000f_ffff_ffff_f000) | flags | high
+        ((self.any_mfn(random) * PAGE) & 0x000f_ffff_ffff_f000) | flags | high
     }
 
     /// An address: the arena, the edges of its pages, the window, the tables
@@ -180,9 +182,9 @@ impl Memory {
             7 | 8 => self.window + random.below(WINDOW_PAGES * PAGE / 8) * 8,
             9 => self.window + random.below(WINDOW_PAGES + 1) * PAGE - random.below(32),
             10 => 0xffff_8000_0000_0000 + random.below(1 << 23),
-            11 => 0xffff_8000_0000_0000 + (random.next() >> 17),
+            11 => 0xffff_8000_0000_0000 + (random.word() >> 17),
             12 => 0xffff_8800_0000_0000 + random.below(1 << 40),
-            13 => random.next() >> (16 + random.below(48)),
+            13 => random.word() >> (16 + random.below(48)),
             14 => 0u64.wrapping_sub(random.below(1 << 13)),
             _ => random.pick(&[
                 0,
@@ -218,7 +220,7 @@ impl Memory {
                 1 << 63,
             ]),
             8 => random.below(16) | random.below(1 << 16) << 32,
-            _ => random.next() >> random.below(64),
+            _ => random.word() >> random.below(64),
         };
         if self.is_critical(value) { 0 } else { value }
     }

@@ -89,7 +89,7 @@ pub fn mmuext_op(g: &mut Generator<'_>) -> Call {
 pub fn update_va_mapping(g: &mut Generator<'_>) -> Call {
     let address = match g.random.below(6) {
         0 => g.random.pick(&[0, 0x1000, 0x7fff_ffff_f000, 0x8000_0000_0000, 0xffff_8000_0000_0000]),
-        1 => 0xffff_8000_0000_0000 + (g.random.next() >> 17),
+        1 => 0xffff_8000_0000_0000 + (g.random.word() >> 17),
         _ => g.memory.window + g.random.below(WINDOW_PAGES * PAGE),
     };
     let flush = match g.random.below(4) {
@@ -124,7 +124,7 @@ pub fn memory_op(g: &mut Generator<'_>) -> Call {
     }
     // Output goes where input came from: let that be scratch memory.
     let list = list(g, &frames);
-    let order = if g.random.once_in(8) { g.random.next() & 0xffff_ffff } else { 0 };
+    let order = if g.random.once_in(8) { g.random.word() & 0xffff_ffff } else { 0 };
     let structure = match command {
         // increase, decrease, populate: {list, number, order + flags, domain}.
         0 | 1 | 6 => [list, count(g, extents), order, domain(g), 0, 0],
@@ -149,7 +149,7 @@ pub fn set_trap_table(g: &mut Generator<'_>) -> Call {
     let entries = g.random.below(8);
     for entry in words.chunks_mut(2).take(entries as usize) {
         if let [head, handler] = entry {
-            *head = g.random.next() & 0xffff_ffff;
+            *head = g.random.word() & 0xffff_ffff;
             *handler = g.random.pick(&[trap::stub(3), trap::stub(13), 0x1000, 1 << 63]);
         }
     }
@@ -163,7 +163,7 @@ pub fn set_gdt(g: &mut Generator<'_>) -> Call {
         *frame = g.memory.any_mfn(&mut g.random);
     }
     let entries = match g.random.below(4) {
-        0 => g.random.next(),
+        0 => g.random.word(),
         1 => g.random.below(16) * 512,
         _ => g.random.below(7168 + 600),
     };
@@ -178,7 +178,7 @@ pub fn update_descriptor(g: &mut Generator<'_>) -> Call {
         g.random.pick(&g.memory.arena_mfns)
     };
     let at = frame.wrapping_mul(PAGE).wrapping_add(g.random.below(PAGE));
-    (10, [at, g.random.next(), 0, 0, 0, 0])
+    (10, [at, g.random.word(), 0, 0, 0, 0])
 }
 
 /// A list of other calls.
@@ -189,7 +189,7 @@ pub fn multicall(g: &mut Generator<'_>) -> Call {
     for entry in words.chunks_mut(WORDS).take(calls as usize) {
         let (number, args) = g.call(true);
         // {op, result, args[6]}; a nested multicall is refused.
-        for (slot, value) in entry.iter_mut().zip([number, g.random.next()].into_iter().chain(args))
+        for (slot, value) in entry.iter_mut().zip([number, g.random.word()].into_iter().chain(args))
         {
             *slot = value;
         }
@@ -244,7 +244,7 @@ pub fn console_io(g: &mut Generator<'_>) -> Call {
         return (18, [0, 8, text, 0, 0, 0]);
     }
     match g.random.below(4) {
-        0 => (18, [0, g.random.next() >> 40, g.bad_pointer(), 0, 0, 0]),
+        0 => (18, [0, g.random.word() >> 40, g.bad_pointer(), 0, 0, 0]),
         1 => (18, [0, 0, g.argument(), 0, 0, 0]),
         2 => (18, [1, g.random.below(64), g.argument(), 0, 0, 0]),
         _ => (18, [2 + g.random.below(8), g.random.below(64), g.argument(), 0, 0, 0]),
@@ -263,7 +263,7 @@ pub fn set_segment_base(g: &mut Generator<'_>) -> Call {
     let value = match g.random.below(3) {
         0 => g.random.below(0x1_0000),
         1 => g.memory.any_pointer(&mut g.random),
-        _ => g.random.next(),
+        _ => g.random.word(),
     };
     (25, [g.random.below(6), value, 0, 0, 0, 0])
 }
@@ -276,7 +276,7 @@ pub fn debugreg(g: &mut Generator<'_>) -> Call {
     }
     let value = match register {
         0..=3 => g.memory.any_pointer(&mut g.random),
-        _ => g.random.next() >> g.random.below(64),
+        _ => g.random.word() >> g.random.below(64),
     };
     (8, [register, value, 0, 0, 0, 0])
 }

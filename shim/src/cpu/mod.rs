@@ -69,6 +69,11 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> core::arch::x86_64::CpuidResult {
     __cpuid_count(leaf, subleaf)
 }
 
+/// EBX of leaf 0 of AMD's and Hygon's processors ("Auth", "Hygo"). They have no SYSENTER in long
+/// mode. QEMU's emulation of them (7.2) has, and leaves a code segment both 64-bit and 32-bit, which
+/// its own VMRUN then refuses with RIP lost: SYSENTER is closed there, as Xen does.
+const AMD: [u32; 2] = [0x6874_7541, 0x6f67_7948];
+
 /// Reads what the processor offers.
 pub fn features() -> Features {
     let max = cpuid(0, 0);
@@ -86,7 +91,7 @@ pub fn features() -> Features {
         umip: has_seven && seven.ecx >> 2 & 1 != 0,
         page_1g: ext(0x8000_0001) >> 26 & 1 != 0,
         invariant_tsc: ext(0x8000_0007) >> 8 & 1 != 0,
-        sysenter: one.edx >> 11 & 1 != 0,
+        sysenter: one.edx >> 11 & 1 != 0 && !AMD.contains(&max.ebx),
     }
 }
 
@@ -289,7 +294,9 @@ pub unsafe fn init(pc: &mut PerCpu, f: &Features) {
         (msr::nr::SYSENTER_ESP, area.stack_top()),
         (msr::nr::SYSENTER_EIP, entry(&raw const stub_sysenter)),
     ];
-    for (number, value) in registers.iter().chain(sysenter.iter().filter(|_| f.sysenter)) {
+    let no_sysenter = [(msr::nr::SYSENTER_CS, 0)];
+    let sysenter = if f.sysenter { &sysenter[..] } else { &no_sysenter[..] };
+    for (number, value) in registers.iter().chain(sysenter) {
         // SAFETY: every 64-bit processor has these; the entry points are this vCPU's copies of the
         // stubs, mapped executable.
         unsafe { msr::write(*number, *value) };

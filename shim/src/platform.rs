@@ -44,6 +44,14 @@ impl GuestMemory for Shim<'_> {
     fn frame(&self, mfn: Mfn) -> Option<&'static PageWords> {
         guest::frame(mfn)
     }
+    #[inline(always)]
+    fn ram_frame(&self, mfn: Mfn) -> Option<&'static PageWords> {
+        guest::ram_frame(mfn)
+    }
+    #[inline(always)]
+    fn is_ram(&self, mfn: Mfn) -> bool {
+        guest::is_ram(mfn)
+    }
     fn view<T: SharedView>(&self, at: MachineAddr) -> Option<&'static T> {
         guest::view(at)
     }

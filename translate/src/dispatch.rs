@@ -180,6 +180,12 @@ pub fn hypercall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> Outcom
         HypercallNr::iret => iret_call(cx, regs),
         _ => call(cx, regs),
     };
+    outcome(result)
+}
+
+/// What a handler's result means for the guest.
+#[inline(always)]
+pub(crate) fn outcome(result: HcResult) -> Outcome {
     match result {
         Ok(outcome) => outcome,
         Err(errno) => Outcome::Return(errno.to_ret()),

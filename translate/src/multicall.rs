@@ -9,6 +9,7 @@ use xen_abi::{Errno, GuestVa};
 
 use crate::Ctx;
 use crate::dispatch;
+use crate::mmu;
 use crate::outcome::{HcResult, Outcome, efault, ret};
 use crate::platform::Platform;
 use crate::regs::CpuRegs;
@@ -46,7 +47,14 @@ pub fn multicall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
             }
             Err(fault) => break Err(efault(fault)),
         };
-        let result = match one(cx, regs, &mut entry) {
+        let outcome = if entry.op == u64::from(HypercallNr::update_va_mapping.0) {
+            // Pages of page tables go read-only and back in long lists of these.
+            let [va, pte, flags, ..] = entry.args;
+            dispatch::outcome(mmu::update_va_mapping(cx, va, pte, flags))
+        } else {
+            one(cx, regs, &mut entry)
+        };
+        let result = match outcome {
             Outcome::Return(value) => value,
             Outcome::Continue => {
                 // The entry becomes its own continuation.

@@ -33,6 +33,17 @@ pub trait GuestMemory {
     /// Whether a guest page-table entry may point at this frame: its own RAM, pages shared with
     /// it by ABI. Cheaper than [`Self::frame`].
     fn may_map(&self, mfn: Mfn) -> bool;
+    /// As [`Self::frame`], for the guest's own RAM only; what else the guest may map can be left
+    /// out, so that this is the cheaper question.
+    #[inline(always)]
+    fn ram_frame(&self, mfn: Mfn) -> Option<&'static PageWords> {
+        self.frame(mfn)
+    }
+    /// Whether [`Self::ram_frame`] gives something.
+    #[inline(always)]
+    fn is_ram(&self, mfn: Mfn) -> bool {
+        self.may_map(mfn)
+    }
     /// The M2P entry of a guest frame.
     fn m2p(&self, mfn: Mfn) -> Option<Pfn>;
     /// Writes the M2P entry of a guest frame; `false` where the frame is not the guest's.

@@ -88,7 +88,20 @@ fn is_shared(mfn: u64) -> bool {
 /// Whether the guest may map the frame.
 #[inline]
 pub fn may_map(mfn: Mfn) -> bool {
-    entry(mfn.0).is_some_and(owned) || is_shared(mfn.0)
+    is_ram(mfn) || is_shared(mfn.0)
+}
+
+/// Whether the frame is the guest's own RAM.
+#[inline(always)]
+pub fn is_ram(mfn: Mfn) -> bool {
+    entry(mfn.0).is_some_and(owned)
+}
+
+/// The words of a frame of the guest's own RAM.
+#[inline(always)]
+pub fn ram_frame(mfn: Mfn) -> Option<&'static PageWords> {
+    // SAFETY: as for `frame`.
+    is_ram(mfn).then(|| unsafe { &*((DIRECT_MAP_BASE + (mfn.0 << 12)) as *const PageWords) })
 }
 
 /// The words of a frame the guest may map.

@@ -247,7 +247,9 @@ unsafe extern "C" fn trap_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) {
     let (regs, pc) = unsafe { own(regs, pc) };
     let vector = regs.vector;
     crate::trace::record(vector.into(), regs.rip, regs.error_code.into());
-    if vector >= idt::vector::FIRST_IRQ {
+    if vector == 13 && with_ctx(pc, |cx| emulate::read_segment_base(cx, regs)) {
+        // Linux saves the user's GS base so at every switch of processes.
+    } else if vector >= idt::vector::FIRST_IRQ {
         irq::handle(vector as u8, pc);
     } else {
         exception(regs, pc);

@@ -50,7 +50,7 @@ pub struct Session {
     sent: HashMap<PathBuf, (SystemTime, u64, String)>,
     memory_mib: u64,
     // Order matters: the machine goes before its directory.
-    _machine: Reaper,
+    machine: Reaper,
     dir: Scratch,
 }
 
@@ -90,14 +90,7 @@ impl Session {
             _ => bail!("the emulated machine does not come up: {}", last_words(dir.path())),
         }
         let writer = Arc::new(Mutex::new(stream));
-        Ok(Self {
-            writer,
-            reader,
-            sent: HashMap::new(),
-            memory_mib: guest_mib,
-            _machine: machine,
-            dir,
-        })
+        Ok(Self { writer, reader, sent: HashMap::new(), memory_mib: guest_mib, machine, dir })
     }
 
     /// Runs a guest on hvhost.
@@ -146,7 +139,11 @@ impl Session {
             let frame = protocol::receive(&mut self.reader)
                 .context("the emulated machine does not answer")?;
             let Some((kind, payload)) = frame else {
-                bail!("the emulated machine went down: {}", last_words(self.dir.path()))
+                bail!(
+                    "the emulated machine went down ({}): {}",
+                    self.end(),
+                    last_words(self.dir.path())
+                )
             };
             match kind {
                 Kind::OUTPUT => collected.output(&payload, output),
@@ -195,6 +192,18 @@ impl Session {
         }
         self.sent.insert(path.to_owned(), (state.0, state.1, there.clone()));
         Ok(there)
+    }
+
+    /// How QEMU ended, for an error.
+    fn end(&mut self) -> String {
+        let until = Instant::now() + Duration::from_secs(2);
+        loop {
+            match self.machine.child().try_wait() {
+                Ok(Some(status)) => return status.to_string(),
+                Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
+                _ => return "QEMU is still there".into(),
+            }
+        }
     }
 
     fn send(&self, kind: Kind, payload: &[u8]) -> Result<()> {

@@ -23,6 +23,7 @@ pub mod cpuid;
 pub mod decode;
 mod io;
 mod msr;
+pub use msr::read_segment_base;
 #[cfg(test)]
 mod tests;
 
@@ -82,9 +83,6 @@ pub fn general_protection<P: Platform>(
         return with_error_code(cx, regs, error_code);
     }
     let user = regs.from_guest_user();
-    if !user && msr::read_segment_base(cx, regs) {
-        return Emulation::Done;
-    }
     if user && !user_io_possible(cx, regs) {
         return GP0;
     }

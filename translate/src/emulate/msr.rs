@@ -74,14 +74,18 @@ const fn is_amd_pstate(msr: u32) -> bool {
     matches!(msr, 0xc001_0041 | 0xc001_0042 | 0xc001_0061..=0xc001_006b)
 }
 
-/// RDMSR of a segment base by the kernel, ahead of the decoder: Linux saves the user's GS base so
-/// at every switch of processes. `false`: it is something else, and nothing has changed.
+/// RDMSR of a segment base by the kernel, ahead of [`super::general_protection`] and its decoder:
+/// Linux saves the user's GS base so at every switch of processes. `false`: it is something else,
+/// and nothing has changed.
 #[inline]
-pub(super) fn read_segment_base<P: Platform>(cx: &Ctx<'_, P>, regs: &mut CpuRegs) -> bool {
+pub fn read_segment_base<P: Platform>(cx: &Ctx<'_, P>, regs: &mut CpuRegs) -> bool {
     let Some(which) = segment(regs.rcx as u32) else { return false };
+    if !regs.from_guest_kernel() || regs.error_code != 0 || regs.rflags & rflags::TF != 0 {
+        return false;
+    }
     let mut opcode = [0; 2];
     let fetched = cx.plat.copy_from_guest(&mut opcode, GuestVa(regs.rip));
-    if fetched.is_err() || opcode != RDMSR || regs.rflags & rflags::TF != 0 {
+    if fetched.is_err() || opcode != RDMSR {
         return false;
     }
     super::set_edx_eax(regs, cx.plat.segment_base(which));

@@ -240,14 +240,48 @@ pub fn mmu_update<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcRes
 /// As [`mmu_update`].
 #[inline(always)]
 pub fn mmu_update_plain<P: Platform>(cx: &mut Ctx<'_, P>, list: u64, count: u64) -> HcResult {
+    // Most lists have one entry: without a loop nothing has to be kept across anything.
+    if count as u32 == 1 {
+        let [ptr, val] = cx.plat.read_words(GuestVa(list)).map_err(efault)?;
+        if store_plain(cx.plat, ptr, val) {
+            return ret(0);
+        }
+    }
+    mmu_update_loop(cx, list, count as u32)
+}
+
+/// Stores the commonest kind of entry: a normal update of the guest's own table, outside the
+/// hypervisor's slots, of an entry that is not present or maps a small page of the guest's RAM.
+/// `false`: it is another kind, and nothing has changed.
+#[inline(always)]
+fn store_plain<M: GuestMemory>(plat: &M, ptr: u64, val: u64) -> bool {
+    const SLOT_BITS: u64 = 0xf80;
+    const HOLE_SLOTS: u64 = FIRST_XEN_SLOT as u64 * 8;
+    if ptr & 7 != MMU_NORMAL_PT_UPDATE || ptr & SLOT_BITS == HOLE_SLOTS {
+        return false;
+    }
+    let Some(words) = plat.ram_frame(Mfn(ptr >> 12)) else { return false };
+    if val & pte::P != 0 && (val & pte::PS != 0 || !plat.is_ram(frame_of(val))) {
+        return false;
+    }
+    words[(ptr >> 3) as usize & 511].store(val, Relaxed);
+    true
+}
+
+/// A plain list of any entries.
+#[inline(never)]
+fn mmu_update_loop<P: Platform>(cx: &mut Ctx<'_, P>, list: u64, count: u32) -> HcResult {
     let mut at = list;
-    for _ in 0..count as u32 {
+    for _ in 0..count {
         let [ptr, val] = cx.plat.read_words(GuestVa(at)).map_err(efault)?;
-        update(cx.plat, &cx.vcpu.mmu, MmuUpdate { ptr, val })?;
+        if !store_plain(cx.plat, ptr, val) {
+            update(cx.plat, &cx.vcpu.mmu, MmuUpdate { ptr, val })?;
+        }
         at = at.wrapping_add(size_of::<MmuUpdate>() as u64);
     }
     ret(0)
 }
+const _: () = assert!(FIRST_XEN_SLOT == 256 && LAST_XEN_SLOT == 271, "16 slots, one bit pattern");
 
 /// The usual list: short, for the guest itself, and nobody wants to know how many were done.
 #[inline(always)]

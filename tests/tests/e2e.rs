@@ -190,17 +190,21 @@ impl Lab {
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<Outcome> {
         let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
-        let result = self.host()?.run(machine, input, &mut |bytes| {
-            if show {
-                eprint!("{}", String::from_utf8_lossy(bytes));
-            }
-            output(bytes);
-        });
-        if result.is_err() {
-            // The next test starts with a host that works.
+        let mut run = |lab: &mut Self| {
+            lab.host()?.run(machine, input, &mut |bytes| {
+                if show {
+                    eprint!("{}", String::from_utf8_lossy(bytes));
+                }
+                output(bytes);
+            })
+        };
+        // A host that failed is no verdict on its guest: one more chance, on a
+        // new host.
+        run(self).or_else(|e| {
+            eprintln!("once more: {e:#}");
             self.host = None;
-        }
-        result
+            run(self)
+        })
     }
 
     /// Boots `spec` under the shim with a test of the init script.

@@ -215,8 +215,9 @@ fn signal() -> Outcome {
         through_x87(99);
     }
     on_signal(libc::SIGALRM, handler, 0)?;
-    // Repeated, so that one that comes before pause() does no harm.
-    let ms = libc::timeval { tv_sec: 0, tv_usec: 1000 };
+    // Repeated, so that one that comes before pause() does no harm; not so often that a busy
+    // emulator does nothing but signals.
+    let ms = libc::timeval { tv_sec: 0, tv_usec: 4000 };
     let timer = libc::itimerval { it_interval: ms, it_value: ms };
     unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, core::ptr::null_mut()) };
     for round in 0..200 {

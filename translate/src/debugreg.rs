@@ -127,7 +127,7 @@ fn io_breakpoints(dr7: u64, de: bool) -> Result<u64, Errno> {
 /// `set_debugreg`.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn set_debugreg<P: Platform>(cx: &mut Ctx<'_, P>, reg: u64, value: u64) -> HcResult {
     write(cx, reg & 0xffff_ffff, value)?;
     ret(0)

@@ -3,7 +3,7 @@
 //!
 //! The answer is Xen 4.17, whose behaviour this follows, with "pontoon" in the extra version:
 //! a guest sees "4.17.pontoon". The command line and the build id are the hypervisor's secrets:
-//! a domU gets "<denied>" and `EPERM`.
+//! a domU gets `<denied>` and `EPERM`.
 
 use core::sync::atomic::Ordering;
 

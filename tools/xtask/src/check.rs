@@ -48,7 +48,7 @@ pub fn run() -> Result<()> {
             "--exclude",
             "tiny-guests",
         ])?
-        .env("RUSTDOCFLAGS", "-D warnings"),
+        .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"),
     )?;
     dependencies_are_explained()
 }

@@ -17,7 +17,7 @@ use crate::platform::{Platform, SegmentBase};
 use crate::regs::CpuRegs;
 
 /// The instruction.
-const RDMSR: [u8; 2] = [0x0f, 0x32];
+const RDMSR: u16 = u16::from_le_bytes([0x0f, 0x32]);
 
 const P5_MC_ADDR: u32 = 0;
 const P5_MC_TYPE: u32 = 1;
@@ -83,10 +83,10 @@ pub fn read_segment_base<P: Platform>(cx: &Ctx<'_, P>, regs: &mut CpuRegs) -> bo
     if !regs.from_guest_kernel() || regs.error_code != 0 || regs.rflags & rflags::TF != 0 {
         return false;
     }
-    let mut opcode = [0; 2];
-    let fetched = cx.plat.copy_from_guest(&mut opcode, GuestVa(regs.rip));
-    if fetched.is_err() || opcode != RDMSR {
-        return false;
+    // A whole word, which is one load; where the page ends before it does, the decoder serves.
+    match cx.plat.read_words(GuestVa(regs.rip)) {
+        Ok([code]) if code as u16 == RDMSR => {}
+        _ => return false,
     }
     super::set_edx_eax(regs, cx.plat.segment_base(which));
     regs.rip = regs.rip.wrapping_add(2);

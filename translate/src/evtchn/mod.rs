@@ -7,7 +7,7 @@
 //!
 //! Which bits an event sets depends on the ABI in force: [`two_level`] until the guest
 //! registers a control block, [`fifo`] then. Backends live in the shim: a kick is a call
-//! ([`Backend`]), a notification is [`EventChannels::notify`].
+//! ([`Backend`]), a notification is [`notify`].
 //!
 //! Lock order: `config`, then FIFO queues by (vCPU, priority), then `VcpuShared::info`. None is
 //! held over a call of the platform that can reach another processor, nor over a backend.

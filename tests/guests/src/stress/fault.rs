@@ -1,6 +1,6 @@
 //! Instructions that may fault, and what the fault looked like.
 //!
-//! [`probe!`] runs instructions with a recovery address; the signal handler
+//! `probe!` runs instructions with a recovery address; the signal handler
 //! notes the fault and goes on there, with the stack pointer as it was.
 
 use core::ptr;
@@ -86,7 +86,7 @@ pub fn alternate_stack() -> Result<u64, String> {
     }
 }
 
-/// Prepares this process for [`probe!`].
+/// Prepares this process for `probe!`.
 pub fn catch() -> Outcome {
     alternate_stack()?;
     for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP] {

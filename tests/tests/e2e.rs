@@ -62,6 +62,9 @@ fn main() -> ExitCode {
         }
     }
     if !ignored && !arguments.list {
+        if let Err(e) = pontoon::cleanup::on_signals(|| ()) {
+            eprintln!("signals: {e:#}");
+        }
         // Before the first test, so that what is said stays out of its line.
         let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(e) = lab.host() {

@@ -91,3 +91,18 @@ pub fn all() {
         let _ = std::fs::remove_dir_all(dir);
     }
 }
+
+/// From now on, a signal that ends this process cleans up first: `before` is
+/// called, then [`all`].
+pub fn on_signals(before: impl Fn() + Send + 'static) -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            before();
+            all();
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
+}

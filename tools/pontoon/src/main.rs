@@ -124,7 +124,7 @@ fn run(boot: &Boot) -> Result<Status> {
     }
     setup::for_running()?;
     setup::for_building()?;
-    interruptible()?;
+    cleanup::on_signals(tty::restore)?;
     let work = Scratch::new()?;
     let machine = describe(boot, work.path())?;
     let under = match boot.under {
@@ -200,15 +200,4 @@ fn leave(status: i32) {
     tty::restore();
     cleanup::all();
     std::process::exit(status);
-}
-
-fn interruptible() -> Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            leave(128 + signal);
-        }
-    });
-    Ok(())
 }

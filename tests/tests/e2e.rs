@@ -29,7 +29,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const MEMORY_MIB: u64 = 512;
-const LIMIT: Duration = Duration::from_secs(150);
+/// The whole stress program takes a minute and a half on a quiet two-core machine, emulated twice.
+const LIMIT: Duration = Duration::from_secs(400);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -44,7 +45,15 @@ fn main() -> ExitCode {
         let (lab, kernel, without) = (Arc::clone(&lab), kernel.to_owned(), without.to_vec());
         let run = move || {
             let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-            test(&mut lab, &kernel, &without).map_err(|e| Failed::from(format!("{e:#}")))
+            // A guest in three levels of emulation has been seen to stop once in some fifty boots
+            // (docs/testing.md): what fails is tried once more, and says so.
+            test(&mut lab, &kernel, &without)
+                .or_else(|e| {
+                    eprintln!("failed, once more: {e:#}");
+                    lab.host = None;
+                    test(&mut lab, &kernel, &without)
+                })
+                .map_err(|e| Failed::from(format!("{e:#}")))
         };
         trials.push(Trial::test(name, run).with_ignored_flag(ignored));
     };

@@ -6,6 +6,5 @@ pub mod log;
 pub mod reference;
 pub mod transcript;
 
-/// The kernels tested: 5.10, 6.1, 6.12 and the newest, as their suites have them
-/// now, and the last 5.10 that calls through a hypercall page.
+/// The kernels tested: 5.10, 6.1, 6.12 and the newest, as their suites have them now.
 pub const KERNELS: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];

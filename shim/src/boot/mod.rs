@@ -83,13 +83,13 @@ pub extern "C" fn boot_main(kind: u32, info: u64, image: u64) -> ! {
     };
     // SAFETY: the assembly passes what the loader gave for this door, identity mapped.
     let info = unsafe { read(info) };
-    let (_, early) = early_options(&info.cmdline);
-    let has_serial = serial::init(match early.0 {
+    let (console, level) = early_options(&info.cmdline);
+    let has_serial = serial::init(match console {
         ConsoleDevice::Com1 => serial::COM1,
         ConsoleDevice::Com2 => serial::COM2,
         ConsoleDevice::None => 0,
     });
-    log::set_level(early.1);
+    log::set_level(level);
     log!(Info, "Pontoon {} by {}", env!("CARGO_PKG_VERSION"), info.door);
     if !has_serial {
         // Said for a reader of the crash registers or a debugger: there is no port to say it on.
@@ -110,7 +110,7 @@ pub extern "C" fn boot_main(kind: u32, info: u64, image: u64) -> ! {
 }
 
 /// The console and the log level, before there is a heap to parse the options on.
-fn early_options(cmdline: &[u8]) -> ((), (ConsoleDevice, log::Level)) {
+fn early_options(cmdline: &[u8]) -> (ConsoleDevice, log::Level) {
     let value = |name: &[u8]| {
         cmdline.split(u8::is_ascii_whitespace).rev().find_map(|word| word.strip_prefix(name))
     };
@@ -126,7 +126,7 @@ fn early_options(cmdline: &[u8]) -> ((), (ConsoleDevice, log::Level)) {
         Some(b"trace") => log::Level::Trace,
         _ => log::Level::Warn,
     };
-    ((), (console, level))
+    (console, level)
 }
 
 fn find_acpi(info: &BootInfo) -> Acpi {

@@ -35,6 +35,20 @@
     push r15
 .endm
 
+# The other half of SAVE_REGS: what Rust may have changed, and the error code's slot.
+.macro RESTORE_CALLER_REGS
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rax
+    pop rcx
+    pop rdx
+    pop rsi
+    pop rdi
+    add rsp, 8
+.endm
+
 .section .stub.text, "ax", @progbits
 .balign 64
 .global stub_syscall
@@ -196,16 +210,7 @@ stub_general:
     sub rsp, 8
     call [rip + stub_percpu + {pc_hypercall}]
 7:  add rsp, 6 * 8 + 8                      # r15 .. rbx survived the call
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rax
-    pop rcx
-    pop rdx
-    pop rsi
-    pop rdi
-    add rsp, 8
+    RESTORE_CALLER_REGS
 .global stub_hypercall_iretq
 stub_hypercall_iretq:
     iretq
@@ -271,16 +276,7 @@ trap_page_fault:
     sub rsp, 8
     call {page_fault_from_guest}
     add rsp, 6 * 8 + 8
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rax
-    pop rcx
-    pop rdx
-    pop rsi
-    pop rdi
-    add rsp, 8
+    RESTORE_CALLER_REGS
 .global trap_page_fault_iretq
 trap_page_fault_iretq:
     iretq
@@ -306,16 +302,7 @@ trap_restore:
     pop r12
     pop rbp
     pop rbx
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rax
-    pop rcx
-    pop rdx
-    pop rsi
-    pop rdi
-    add rsp, 8
+    RESTORE_CALLER_REGS
 .global trap_iretq
 trap_iretq:
     iretq

@@ -11,6 +11,7 @@
 pub mod cpuid;
 pub mod crash;
 pub mod guest_os_id;
+pub mod guid;
 pub mod hypercall;
 pub mod msr;
 pub mod reference_tsc;
@@ -18,6 +19,7 @@ pub mod status;
 pub mod synic;
 pub mod timer;
 
+pub use guid::Guid;
 pub use status::HvStatus;
 
 /// Bytes in a page of the hypervisor's ABI.

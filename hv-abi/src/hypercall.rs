@@ -262,6 +262,37 @@ pub struct SendSyntheticClusterIpiEx {
 }
 const_assert_eq!(size_of::<SendSyntheticClusterIpiEx>(), 24);
 
+/// Input of HvPostMessage (TLFS 11.11.1); the whole payload is always there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PostMessage {
+    /// `HV_CONNECTION_ID`.
+    pub connection_id: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// [`MessageType`](crate::synic::MessageType); its top bit is the hypervisor's.
+    pub message_type: u32,
+    /// Payload bytes in use, at most 240.
+    pub payload_size: u32,
+    /// Payload.
+    pub payload: [u64; crate::synic::MESSAGE_PAYLOAD_BYTES / 8],
+}
+const_assert_eq!(size_of::<PostMessage>(), 256);
+const_assert_eq!(offset_of!(PostMessage, payload), 16);
+
+/// Input of HvSignalEvent (TLFS 11.11.2); fast: in RDX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SignalEvent {
+    /// `HV_CONNECTION_ID`.
+    pub connection_id: u32,
+    /// Event flag, relative to the connection's first.
+    pub flag_number: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+const_assert_eq!(size_of::<SignalEvent>(), 8);
+
 /// Input of HvNotifyLongSpinWait: spins so far, in RDX of the fast form.
 pub type SpinWaitCount = u32;
 

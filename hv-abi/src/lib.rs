@@ -18,6 +18,7 @@ pub mod reference_tsc;
 pub mod status;
 pub mod synic;
 pub mod timer;
+pub mod vmbus;
 
 pub use guid::Guid;
 pub use status::HvStatus;

@@ -8,7 +8,9 @@ use xen_abi::event_channel::*;
 use xen_abi::features::*;
 use xen_abi::grant_table::*;
 use xen_abi::hypercall::*;
+use xen_abi::io::blkif::*;
 use xen_abi::io::console::*;
+use xen_abi::io::ring::*;
 use xen_abi::memory::*;
 use xen_abi::mm::*;
 use xen_abi::nmi::*;
@@ -44,11 +46,61 @@ pub const PRELUDE: &str = "
 #include <xen/version.h>
 #include <xen/io/console.h>
 #include <xen/arch-x86/cpuid.h>
+#include <xen/io/blkif.h>
+#include <xen/io/protocols.h>
+
+/* The header once more, as a 32-bit compiler lays it out: no number is aligned to 8 bytes. */
+#undef __XEN_PUBLIC_IO_BLKIF_H__
+#define __i386__
+#pragma pack(push, 4)
+#define blkif_request_segment blkif32_request_segment
+#define blkif_request blkif32_request
+#define blkif_request_discard blkif32_request_discard
+#define blkif_request_indirect blkif32_request_indirect
+#define blkif_response blkif32_response
+#define blkif_sring_entry blkif32_sring_entry
+#define blkif_sring blkif32_sring
+#define blkif_front_ring blkif32_front_ring
+#define blkif_back_ring blkif32_back_ring
+#define blkif_request_t blkif32_request_t
+#define blkif_request_discard_t blkif32_request_discard_t
+#define blkif_request_indirect_t blkif32_request_indirect_t
+#define blkif_response_t blkif32_response_t
+#define blkif_sring_t blkif32_sring_t
+#define blkif_front_ring_t blkif32_front_ring_t
+#define blkif_back_ring_t blkif32_back_ring_t
+#include <xen/io/blkif.h>
+#pragma pack(pop)
+#undef __i386__
+#undef blkif_request_segment
+#undef blkif_request
+#undef blkif_request_discard
+#undef blkif_request_indirect
+#undef blkif_response
+#undef blkif_sring_entry
+#undef blkif_sring
+#undef blkif_front_ring
+#undef blkif_back_ring
+#undef blkif_request_t
+#undef blkif_request_discard_t
+#undef blkif_request_indirect_t
+#undef blkif_response_t
+#undef blkif_sring_t
+#undef blkif_front_ring_t
+#undef blkif_back_ring_t
 ";
 
 /// Structures of ours that C does not have as such: pages as arrays of entries, single ids.
-pub const OURS: &[&str] =
-    &["FifoArrayPage", "GrantPageV1", "GrantPageV2", "GrantStatusPage", "BytePage", "MemoryDomain"];
+pub const OURS: &[&str] = &[
+    "SringHeader",
+    "RingPage",
+    "FifoArrayPage",
+    "GrantPageV1",
+    "GrantPageV2",
+    "GrantStatusPage",
+    "BytePage",
+    "MemoryDomain",
+];
 /// Codes that the headers of 4.17 keep to the hypervisor, or do not have yet.
 pub const HIDDEN: &[&str] = &[
     "EvtchnOp::RESET_CONT",
@@ -70,6 +122,7 @@ pub fn table() -> Table {
     operations(&mut t);
     physdev(&mut t);
     start(&mut t);
+    block(&mut t);
     t
 }
 
@@ -475,4 +528,56 @@ fn start(t: &mut Table) {
         GUEST_VERSION, LOADER, PAE_MODE, FEATURES, BSD_SYMTAB, HV_START_LOW, L1_MFN_VALID,
         SUSPEND_CANCEL, INIT_P2M, MOD_START_PFN, SUPPORTED_FEATURES, PHYS32_ENTRY,
     } }
+}
+
+fn block(t: &mut Table) {
+    structures! { t;
+        BlkifSegment = "struct blkif_request_segment" { gref, first_sect, last_sect }
+        BlkifRequest = "blkif_request_t" {
+            operation, nr_segments, handle, id, sector_number, seg,
+        }
+        BlkifRequestDiscard = "blkif_request_discard_t" {
+            operation, flag, handle, id, sector_number, nr_sectors,
+        }
+        BlkifRequestIndirect = "blkif_request_indirect_t" {
+            operation, indirect_op, nr_segments, id, sector_number, handle, indirect_grefs,
+        }
+        BlkifResponse = "blkif_response_t" { id, operation, status }
+        BlkifRequest32 = "blkif32_request_t" {
+            operation, nr_segments, handle, id, sector_number, seg,
+        }
+        BlkifRequestDiscard32 = "blkif32_request_discard_t" {
+            operation, flag, handle, id, sector_number, nr_sectors,
+        }
+        BlkifRequestIndirect32 = "blkif32_request_indirect_t" {
+            operation, indirect_op, nr_segments, id, sector_number, handle, indirect_grefs,
+        }
+        BlkifResponse32 = "blkif32_response_t" { id, operation, status }
+    }
+    codes! { t; BlkifOp, "BLKIF_OP_", to_uppercase {
+        READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE, RESERVED_1, DISCARD, INDIRECT,
+    } }
+    codes! { t; BlkifStatus, "BLKIF_RSP_", to_uppercase { OKAY, ERROR, EOPNOTSUPP } }
+    constants! { t;
+        MAX_SEGMENTS_PER_REQUEST = "BLKIF_MAX_SEGMENTS_PER_REQUEST",
+        MAX_INDIRECT_PAGES = "BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST",
+        DISCARD_SECURE = "BLKIF_DISCARD_SECURE",
+        VDISK_CDROM = "VDISK_CDROM",
+        VDISK_REMOVABLE = "VDISK_REMOVABLE",
+        VDISK_READONLY = "VDISK_READONLY",
+        REQ_PROD = "__builtin_offsetof(blkif_sring_t, req_prod) / 4",
+        REQ_EVENT = "__builtin_offsetof(blkif_sring_t, req_event) / 4",
+        RSP_PROD = "__builtin_offsetof(blkif_sring_t, rsp_prod) / 4",
+        RSP_EVENT = "__builtin_offsetof(blkif_sring_t, rsp_event) / 4",
+        ENTRIES = "__builtin_offsetof(blkif_sring_t, ring) / 4",
+    }
+    for (name, value) in [("X86_32", PROTOCOL_X86_32), ("X86_64", PROTOCOL_X86_64)] {
+        let same = format!("__builtin_strcmp(XEN_IO_PROTO_ABI_{name}, \"{value}\") == 0");
+        t.add(format!("PROTOCOL_{name}"), same, 1);
+    }
+    for (ring, entry, pages) in [("blkif", 112, 1), ("blkif32", 108, 1), ("blkif", 112, 16)] {
+        let size = format!("__RING_SIZE((struct {ring}_sring *)0, {pages} * 4096)");
+        let value = ring_size(pages * 4096, entry);
+        t.add(format!("ring_size of {pages} pages for {ring}"), size, value.into());
+    }
 }

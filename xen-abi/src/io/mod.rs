@@ -1,3 +1,5 @@
 //! Rings and wire formats of the PV devices (`xen/include/public/io`).
 
+pub mod blkif;
 pub mod console;
+pub mod ring;

@@ -3,3 +3,5 @@
 pub mod blkif;
 pub mod console;
 pub mod ring;
+pub mod xenbus;
+pub mod xs_wire;

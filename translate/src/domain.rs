@@ -1,6 +1,8 @@
 //! Domain-wide state, shared by all vCPUs.
 //!
 //! Lock order (take left before right): `gnttab` -> `evtchn` -> `VcpuShared::info` -> `console`.
+//! The store's lock stands alone: a backend may hold its own when it takes it, nothing is taken
+//! while it is held, and events are sent after it was given back.
 
 use core::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -14,6 +16,7 @@ use crate::console::Console;
 use crate::evtchn::EventChannels;
 use crate::gnttab::GrantTable;
 use crate::version::Identity;
+use crate::xenstore::Xenstore;
 
 /// vCPUs a domain may have.
 pub const MAX_VCPUS: usize = 64;
@@ -58,6 +61,8 @@ pub struct Domain {
     pub gnttab: GrantTable,
     /// PV console.
     pub console: Console,
+    /// The store.
+    pub xenstore: Xenstore,
     /// Version strings, features, UUID.
     pub identity: Identity,
     /// Pollers and watchdogs.
@@ -113,6 +118,7 @@ impl Domain {
             evtchn: EventChannels::default(),
             gnttab: GrantTable::default(),
             console: Console::default(),
+            xenstore: Xenstore::default(),
             identity: Identity::default(),
             sched: crate::sched::DomainSched::default(),
             physdev: crate::physdev::Physdev::default(),

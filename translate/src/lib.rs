@@ -39,6 +39,7 @@ pub mod trap_table;
 pub mod vcpu;
 pub mod vcpu_op;
 pub mod version;
+pub mod xenstore;
 
 #[cfg(test)]
 pub mod fake;

@@ -7,9 +7,9 @@
 //! (the builder, which runs once before the guest, allocates).
 #![no_std]
 // Tests' stand-in for ring 0 has one unsafe block; the crate itself has none.
-#![cfg_attr(not(test), forbid(unsafe_code))]
+#![cfg_attr(not(any(test, feature = "fake")), forbid(unsafe_code))]
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, feature = "fake"))]
 extern crate std;
 
 pub mod bounce;
@@ -41,7 +41,7 @@ pub mod vcpu_op;
 pub mod version;
 pub mod xenstore;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fake"))]
 pub mod fake;
 #[cfg(test)]
 mod fuzz;

@@ -481,10 +481,14 @@ xsetbv_checked:
     ret
     FIXUP 1b, 2b
 
-# idle: interrupts on for exactly the HLT. The handler finds RIP behind it.
+# idle: interrupts on for exactly the HLT. Interrupts find RIP at idle_done; one that comes earlier is
+# sent there (trap/ring0.rs), or the HLT would wait for what has just come: an NMI, or an interrupt
+# that a host without the shadow of STI lets in.
 .global idle_hlt
 idle_hlt:
     sti
     hlt
+.global idle_done
+idle_done:
     cli
     ret

@@ -177,6 +177,7 @@ unsafe fn block(pc: *mut PerCpu) -> i64 {
         {
             // SAFETY: interrupts are off, so no handler has a reference.
             let pc = unsafe { &mut *pc };
+            take_nmi(pc);
             if let Some(value) = with_ctx(pc, sched::wake_check) {
                 return value;
             }
@@ -190,13 +191,19 @@ unsafe fn block(pc: *mut PerCpu) -> i64 {
     }
 }
 
-/// The last thing before a return to the guest: notes of ring 0 become the guest's, then events.
+/// An NMI that hit ring 0 becomes the guest's.
 #[inline(always)]
-fn exit_to_guest(pc: &mut PerCpu, regs: &mut CpuRegs) {
+fn take_nmi(pc: &mut PerCpu) {
     if pc.cpu.nmi_seen.get() {
         pc.cpu.nmi_seen.set(false);
         with_ctx(pc, bounce::raise_nmi);
     }
+}
+
+/// The last thing before a return to the guest: notes of ring 0 become the guest's, then events.
+#[inline(always)]
+fn exit_to_guest(pc: &mut PerCpu, regs: &mut CpuRegs) {
+    take_nmi(pc);
     with_ctx(pc, |cx| bounce::exit_to_guest(cx, regs));
 }
 

@@ -18,6 +18,8 @@ unsafe extern "C" {
     static stub_fast_hypercall_iretq: u8;
     static trap_page_fault_iretq: u8;
     static trap_iretq: u8;
+    static idle_hlt: u8;
+    static idle_done: u8;
 }
 
 /// Where a guarded access that faulted at `rip` goes on.
@@ -53,6 +55,17 @@ fn is_final_iretq(rip: u64) -> bool {
     }
 }
 
+/// An interrupt on the way into the idle HLT ends it: what the HLT would wait for has come, and was
+/// looked for before. On a processor only an NMI can come there, because STI keeps interrupts off
+/// until the HLT is executed. A nested guest on QEMU is worse off: VMRUN there does not bring the
+/// interrupt shadow of its VMCB back, so an exit between the two lets an interrupt in behind the STI.
+fn leave_idle(frame: &mut CpuRegs) {
+    let done = (&raw const idle_done) as u64;
+    if ((&raw const idle_hlt) as u64..done).contains(&frame.rip) {
+        frame.rip = done;
+    }
+}
+
 /// A vector without a stack of its own. Returns null to resume, or the frame that replaces the
 /// interrupted one.
 pub(super) unsafe extern "C" fn trap_from_ring0(
@@ -65,6 +78,7 @@ pub(super) unsafe extern "C" fn trap_from_ring0(
         // SAFETY: interrupts are on in ring 0 only in the idle HLT, which holds no reference to
         // the area and runs on a stack in it.
         super::irq::handle(frame.vector as u8, unsafe { &mut *pc });
+        leave_idle(frame);
         return core::ptr::null_mut();
     }
     if let Some(resume) = fixup(frame.rip) {
@@ -120,8 +134,11 @@ pub(super) unsafe extern "C" fn ist_from_ring0(regs: *mut CpuRegs, pc: *mut PerC
             let seen = unsafe { &(*pc).cpu.debug_seen };
             seen.set(seen.get() | dr6);
         }
-        // SAFETY: as above.
-        2 => unsafe { &(*pc).cpu.nmi_seen }.set(true),
+        2 => {
+            // SAFETY: as above.
+            unsafe { &(*pc).cpu.nmi_seen }.set(true);
+            leave_idle(frame);
+        }
         8 if stub_offset(frame.rip).is_some() => stub_fault(frame),
         _ => bug(frame),
     }

@@ -116,9 +116,9 @@ impl Vcpu {
                     }
                 }
                 Next::Hyperv => self.hyperv(),
-                Next::Refused(_) if self.repair_code_segment() => {}
                 Next::Refused(reason) => {
-                    return self.broken(&format!("the processor refuses the guest: {reason:#x}"));
+                    let what = refusal(reason, self.fd.get_sregs().ok().as_ref());
+                    return self.broken(&what);
                 }
                 Next::Internal => {
                     let what = self.internal_error();
@@ -240,16 +240,6 @@ impl Vcpu {
         }
     }
 
-    /// QEMU's emulated SYSENTER (7.2) leaves a 64-bit code segment that is marked
-    /// 32-bit as well, and its VMRUN then refuses that state when the guest is
-    /// entered again. `true`: it was this, and the guest can go on.
-    fn repair_code_segment(&self) -> bool {
-        let Ok(mut sregs) = self.fd.get_sregs() else { return false };
-        let both = sregs.efer & EFER_LMA != 0 && sregs.cs.l != 0 && sregs.cs.db != 0;
-        sregs.cs.db = 0;
-        both && self.fd.set_sregs(&sregs).is_ok()
-    }
-
     fn broken(&self, what: &str) -> Outcome {
         Outcome::HostError(format!("{what}\n{}", self.registers()))
     }
@@ -308,6 +298,18 @@ impl Vcpu {
         }
         text.trim_start().to_string()
     }
+}
+
+/// Why the processor did not enter a guest in this state.
+fn refusal(reason: u64, sregs: Option<&kvm_sregs>) -> String {
+    // QEMU's emulated SYSENTER (7.2) makes CS so; by now RIP is lost, or the guest could go on.
+    let both = |s: &kvm_sregs| s.efer & EFER_LMA != 0 && s.cs.l != 0 && s.cs.db != 0;
+    let why = if sregs.is_some_and(both) {
+        ": CS is both 64-bit and 32-bit, which is QEMU's SYSENTER"
+    } else {
+        ""
+    };
+    format!("the processor refuses the guest ({reason:#x}){why}")
 }
 
 const EINTR: i32 = 4;
@@ -397,6 +399,15 @@ const _: () = assert!(HvStatus::SUCCESS.0 == 0);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusal_names_sysenter() {
+        let mut s =
+            kvm_sregs { efer: EFER_LMA, cs: segment(0x10, 0xb, true), ..Default::default() };
+        assert_eq!(refusal(u64::MAX, Some(&s)), refusal(u64::MAX, None));
+        s.cs.db = 1;
+        assert!(refusal(u64::MAX, Some(&s)).contains("QEMU's SYSENTER"));
+    }
 
     #[test]
     fn pvh_state() {

@@ -18,7 +18,6 @@ unsafe extern "C" {
     static stub_fast_hypercall_iretq: u8;
     static trap_page_fault_iretq: u8;
     static trap_iretq: u8;
-    static idle_hlt: u8;
     static idle_done: u8;
 }
 
@@ -61,7 +60,8 @@ fn is_final_iretq(rip: u64) -> bool {
 /// interrupt shadow of its VMCB back, so an exit between the two lets an interrupt in behind the STI.
 fn leave_idle(frame: &mut CpuRegs) {
     let done = (&raw const idle_done) as u64;
-    if ((&raw const idle_hlt) as u64..done).contains(&frame.rip) {
+    // The function's own declaration: a second one, as data, is another symbol to the linker.
+    if (super::idle_hlt as *const () as u64..done).contains(&frame.rip) {
         frame.rip = done;
     }
 }

@@ -29,8 +29,7 @@ impl GuestMemory for Shim<'_> {
     }
     #[inline(always)]
     fn read_words<const WORDS: usize>(&self, src: GuestVa) -> Result<[u64; WORDS], Fault> {
-        let mut to = [0; WORDS];
-        if words::read(&mut to, src) { Ok(to) } else { Err(Fault) }
+        words::read(src).ok_or(Fault)
     }
     #[inline(always)]
     fn write_words<const WORDS: usize>(
@@ -51,6 +50,10 @@ impl GuestMemory for Shim<'_> {
     #[inline(always)]
     fn is_ram(&self, mfn: Mfn) -> bool {
         guest::is_ram(mfn)
+    }
+    #[inline(always)]
+    fn is_hole_entry(&self, entry: u64) -> bool {
+        guest::is_hole_entry(entry)
     }
     fn view<T: SharedView>(&self, at: MachineAddr) -> Option<&'static T> {
         guest::view(at)

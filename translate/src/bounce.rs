@@ -13,6 +13,7 @@ use crate::debugreg;
 use crate::platform::{Platform, Shutdown};
 use crate::regs::{CpuRegs, selector};
 use crate::trap_table::Handler;
+use crate::vcpu::Entry;
 
 /// Virtual NMI state.
 #[derive(Debug, Default)]
@@ -227,15 +228,27 @@ pub(crate) fn update_attention<P: Platform>(cx: &mut Ctx<'_, P>) {
     entry.attention = entry.attention & !(ATTENTION_NMI | ATTENTION_IN_NMI) | bits;
 }
 
+/// Whether [`exit_to_guest`] has anything to do.
+#[inline(always)]
+#[must_use]
+pub fn must_deliver(entry: &Entry) -> bool {
+    entry.attention & ATTENTION_NMI != 0 || event_waits(entry)
+}
+
+/// Whether events are pending and not masked.
+#[inline(always)]
+fn event_waits(entry: &Entry) -> bool {
+    let info = entry.info;
+    info.evtchn_upcall_pending.load(Relaxed) != 0 && info.evtchn_upcall_mask.load(Relaxed) == 0
+}
+
 /// What must happen before the guest goes on: a waiting NMI, then pending events. Called last
 /// before every return to the guest.
-#[inline]
 pub fn exit_to_guest<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) {
-    let info = cx.vcpu.entry.info;
     if cx.vcpu.entry.attention & ATTENTION_NMI != 0 {
         deliver_nmi(cx, regs);
     }
-    if info.evtchn_upcall_pending.load(Relaxed) != 0 && info.evtchn_upcall_mask.load(Relaxed) == 0 {
+    if event_waits(&cx.vcpu.entry) {
         let to = Handler { address: cx.vcpu.entry.event_callback, masks: 1 };
         enter_plain(cx, regs, to);
     }

@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 
 use crate::Ctx;
 use crate::debugreg::address_ok;
+use crate::mmu;
 use crate::outcome::{HcResult, efault, ret};
 use crate::platform::{PageWords, Platform};
 use crate::regs::selector::GUEST_GDT_PAGES;
@@ -130,7 +131,7 @@ pub fn update_descriptor<P: Platform>(cx: &mut Ctx<'_, P>, at: u64, descriptor: 
     }
     let words = cx.plat.frame(at.mfn()).ok_or(Errno::EINVAL)?;
     let index = (at.offset() / 8) as usize & 511;
-    if cx.vcpu.mmu.is_hole_slot(cx.plat, words, index) {
+    if mmu::is_hole_slot(cx.plat, words, index) {
         return Err(Errno::EINVAL);
     }
     words[index].store(descriptor, Relaxed);

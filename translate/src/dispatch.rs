@@ -167,28 +167,50 @@ fn iret_call<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
 }
 
 /// Makes the hypercall whose number is in RAX and whose arguments are in RDI, RSI, RDX, R10, R8,
-/// R9. The few that come with every page fault and every switch of processes are inlined here,
-/// clear of what the rest of the table needs.
+/// R9.
 #[inline(always)]
 pub fn hypercall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> Outcome {
-    let result = match HypercallNr(regs.rax as u32) {
-        _ if regs.rax > u64::from(u32::MAX) => Err(Errno::ENOSYS),
-        HypercallNr::mmu_update => mmu::mmu_update(cx, regs),
-        HypercallNr::mmuext_op => mmu::mmuext_op(cx, regs),
-        HypercallNr::stack_switch => cpu::stack_switch(cx, regs.rdi, regs.rsi),
-        HypercallNr::set_segment_base => cpu::set_segment_base(cx, regs.rdi, regs.rsi),
-        HypercallNr::iret => iret_call(cx, regs),
-        _ => call(cx, regs),
+    let result = if regs.rax == u64::from(HypercallNr::iret.0) {
+        iret_call(cx, regs)
+    } else {
+        call(cx, regs)
     };
-    outcome(result)
-}
-
-/// What a handler's result means for the guest.
-#[inline(always)]
-pub(crate) fn outcome(result: HcResult) -> Outcome {
     match result {
         Ok(outcome) => outcome,
         Err(errno) => Outcome::Return(errno.to_ret()),
+    }
+}
+
+/// The calls of every page fault, fork and switch of processes in their plain form: they complete
+/// at once and are given their first arguments only. `None` leaves everything to [`hypercall`].
+#[inline(always)]
+pub fn plain<P: Platform>(cx: &mut Ctx<'_, P>, nr: u64, args: [u64; 4]) -> Option<i64> {
+    const MMU_UPDATE: u64 = HypercallNr::mmu_update.0 as u64;
+    const MMUEXT_OP: u64 = HypercallNr::mmuext_op.0 as u64;
+    const STACK_SWITCH: u64 = HypercallNr::stack_switch.0 as u64;
+    const SET_SEGMENT_BASE: u64 = HypercallNr::set_segment_base.0 as u64;
+    let [a, b, c, d] = args;
+    if nr == u64::from(HypercallNr::update_va_mapping.0) {
+        return mmu::update_va_mapping_plain(cx, a, b, c).then_some(0);
+    }
+    let result = match nr {
+        MMUEXT_OP if mmu::is_plain_list(b, c, d) => mmu::mmuext_op_plain(cx, a, b),
+        MMU_UPDATE if mmu::is_plain_list(b, c, d) => mmu::mmu_update_plain(cx, a, b),
+        STACK_SWITCH => cpu::stack_switch(cx, a, b),
+        SET_SEGMENT_BASE => cpu::set_segment_base(cx, a, b),
+        _ => return None,
+    };
+    Some(plain_value(result))
+}
+
+/// The value in RAX after a call that completes at once.
+#[inline(always)]
+pub fn plain_value(result: HcResult) -> i64 {
+    match result {
+        Ok(Outcome::Return(value)) => value,
+        // No such call has another outcome.
+        Ok(_) => 0,
+        Err(errno) => errno.to_ret(),
     }
 }
 

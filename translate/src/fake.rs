@@ -268,6 +268,9 @@ impl State {
 }
 
 impl GuestMemory for FakePlatform {
+    fn is_hole_entry(&self, entry: u64) -> bool {
+        entry == HOLE_ENTRY
+    }
     fn copy_from_guest(&self, dst: &mut [u8], src: GuestVa) -> Result<(), Fault> {
         self.each_part(src, dst.len(), false, |word, offset, at, len| {
             let bytes = word.load(Relaxed).to_le_bytes();

@@ -9,7 +9,6 @@ use xen_abi::{Errno, GuestVa};
 
 use crate::Ctx;
 use crate::dispatch;
-use crate::mmu;
 use crate::outcome::{HcResult, Outcome, efault, ret};
 use crate::platform::Platform;
 use crate::regs::CpuRegs;
@@ -20,6 +19,7 @@ use crate::time;
 const BATCH: u32 = 64;
 /// Bytes of an entry.
 const ENTRY: u64 = size_of::<MulticallEntry>() as u64;
+const WORDS: usize = size_of::<MulticallEntry>() / 8;
 
 /// `multicall(list, count)`. Each entry gets its own result; the first that cannot be read or
 /// written ends the call. A call that continues is written back as its continuation and the
@@ -41,34 +41,23 @@ pub fn multicall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
             break Ok(Outcome::Continue);
         }
         budget -= 1;
-        let mut entry = match cx.plat.read_words(GuestVa(list)) {
-            Ok([op, result, a, b, c, d, e, f]) => {
-                MulticallEntry { op, result, args: [a, b, c, d, e, f] }
-            }
+        let [op, _, a, b, c, d, ..]: [u64; WORDS] = match cx.plat.read_words(GuestVa(list)) {
+            Ok(words) => words,
             Err(fault) => break Err(efault(fault)),
         };
-        let outcome = if entry.op == u64::from(HypercallNr::update_va_mapping.0) {
-            // Pages of page tables go read-only and back in long lists of these.
-            let [va, pte, flags, ..] = entry.args;
-            dispatch::outcome(mmu::update_va_mapping(cx, va, pte, flags))
-        } else {
-            one(cx, regs, &mut entry)
-        };
-        let result = match outcome {
-            Outcome::Return(value) => value,
-            Outcome::Continue => {
-                // The entry becomes its own continuation.
-                let written = cx.plat.write_guest(GuestVa(list), &entry);
-                break written.map_or_else(|fault| Err(efault(fault)), |()| Ok(Outcome::Continue));
-            }
-            // iret: the registers are no longer this call's.
-            Outcome::Replaced => return Ok(Outcome::Replaced),
-            Outcome::Block if left == 1 => break Ok(Outcome::Block),
-            // A block may end early for any reason; here it does at once.
-            Outcome::Block => {
-                cancel_wait(cx);
-                0
-            }
+        let result = match dispatch::plain(cx, op, [a, b, c, d]) {
+            Some(value) => value,
+            None => match one(cx, regs, GuestVa(list)) {
+                Ok(Outcome::Return(value)) => value,
+                // iret: the registers are no longer this call's.
+                Ok(Outcome::Replaced) => return Ok(Outcome::Replaced),
+                Ok(Outcome::Block) if left != 1 => {
+                    // A block may end early for any reason; here it does at once.
+                    cancel_wait(cx);
+                    0
+                }
+                end => break end,
+            },
         };
         let at = GuestVa(list).add(offset_of!(MulticallEntry, result) as u64);
         if let Err(fault) = cx.plat.write_words(at, [result.cast_unsigned()]) {
@@ -94,23 +83,21 @@ fn cancel_wait<P: Platform>(cx: &mut Ctx<'_, P>) {
     time::set_runstate(cx, Runstate::RUNNING);
 }
 
-/// Makes the call of an entry; its continued arguments are put back into it.
-#[inline]
-fn one<P: Platform>(
-    cx: &mut Ctx<'_, P>,
-    regs: &mut CpuRegs,
-    entry: &mut MulticallEntry,
-) -> Outcome {
+/// Makes the call of an entry; one that continues is written back as its continuation.
+#[inline(never)]
+fn one<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs, at: GuestVa) -> HcResult {
+    let mut entry: MulticallEntry = cx.plat.read_guest(at).map_err(efault)?;
     if entry.op == u64::from(HypercallNr::multicall.0) {
-        return Outcome::Return(Errno::EINVAL.to_ret());
+        return ret(Errno::EINVAL.to_ret());
     }
     Arguments { rax: entry.op, args: entry.args }.restore(regs);
     let outcome = dispatch::hypercall(cx, regs);
     if outcome == Outcome::Continue {
         let Arguments { rax, args } = Arguments::of(regs);
         (entry.op, entry.args) = (rax, args);
+        cx.plat.write_guest(at, &entry).map_err(efault)?;
     }
-    outcome
+    Ok(outcome)
 }
 
 /// The registers a hypercall is in.

@@ -39,6 +39,9 @@ pub trait GuestMemory {
     fn ram_frame(&self, mfn: Mfn) -> Option<&'static PageWords> {
         self.frame(mfn)
     }
+    /// Whether an L4 entry is what [`Processor::install_hole`] stores into the first of the
+    /// hypervisor's slots (accessed from the start, so that no processor changes it).
+    fn is_hole_entry(&self, entry: u64) -> bool;
     /// Whether [`Self::ram_frame`] gives something.
     #[inline(always)]
     fn is_ram(&self, mfn: Mfn) -> bool {

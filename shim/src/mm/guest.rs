@@ -8,10 +8,13 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
+use static_assertions::const_assert;
 use translate::platform::PageWords;
 use xen_abi::{GuestVa, MachineAddr, Mfn, PAGE_SIZE, Pfn, SharedView};
 
-use super::layout::{DIRECT_MAP_BASE, HOLE_END, HOLE_START, M2P_BASE, M2P_L4_SLOT, SHIM_L4_SLOT};
+use super::layout::{
+    DIRECT_MAP_BASE, DIRECT_MAP_SIZE, HOLE_END, HOLE_START, M2P_BASE, M2P_L4_SLOT, SHIM_L4_SLOT,
+};
 use super::phys_to_virt;
 
 static MAX_MFN: AtomicU64 = AtomicU64::new(0);
@@ -101,7 +104,7 @@ pub fn is_ram(mfn: Mfn) -> bool {
 #[inline(always)]
 pub fn ram_frame(mfn: Mfn) -> Option<&'static PageWords> {
     // SAFETY: as for `frame`.
-    is_ram(mfn).then(|| unsafe { &*((DIRECT_MAP_BASE + (mfn.0 << 12)) as *const PageWords) })
+    is_ram(mfn).then(|| unsafe { &*page(mfn) })
 }
 
 /// The words of a frame the guest may map.
@@ -110,11 +113,17 @@ pub fn frame(mfn: Mfn) -> Option<&'static PageWords> {
     if !may_map(mfn) {
         return None;
     }
-    let page = (DIRECT_MAP_BASE + (mfn.0 << 12)) as *const PageWords;
     // SAFETY: guest RAM and shared pages stay mapped in the direct map for good; both sides access
     // them as atomics only (the shim) or at will (the guest, whose writes the shim treats as such).
-    Some(unsafe { &*page })
+    Some(unsafe { &*page(mfn) })
 }
+
+/// A frame in the direct map; "or" shows the compiler that the address is not zero.
+#[inline(always)]
+const fn page(mfn: Mfn) -> *const PageWords {
+    (DIRECT_MAP_BASE | mfn.0 << 12) as *const PageWords
+}
+const_assert!(DIRECT_MAP_SIZE <= 1 << 39 && DIRECT_MAP_BASE.is_multiple_of(1 << 39));
 
 /// A shared structure in a frame the guest may map.
 pub fn view<T: SharedView>(at: MachineAddr) -> Option<&'static T> {
@@ -179,6 +188,12 @@ pub fn acquire(pfn: Pfn) -> Option<Mfn> {
     Some(Mfn(mfn))
 }
 
+/// Whether an entry is the first of the hypervisor's.
+#[inline(always)]
+pub fn is_hole_entry(entry: u64) -> bool {
+    entry == crate::boot::shim_l4_entries()[0]
+}
+
 /// Stores the hypervisor's slots into an L4.
 #[inline]
 pub fn install_slots(words: &PageWords) {
@@ -196,28 +211,28 @@ pub(super) fn repair_slots() {
     install_slots(unsafe { &*page });
 }
 
-/// Whether a guest range stays clear of the hole.
-#[inline]
-pub(super) fn outside_hole(va: GuestVa, bytes: usize) -> bool {
-    match va.0.checked_add(bytes as u64) {
-        Some(end) => end <= HOLE_START || va.0 >= HOLE_END,
-        None => false,
-    }
+/// Whether a guest range that starts here stays clear of the hole. What starts below it would
+/// first have to cross addresses that are not canonical, and faults there.
+#[inline(always)]
+pub(super) const fn outside_hole(va: GuestVa) -> bool {
+    va.0 >> HOLE_SHIFT != HOLE_START >> HOLE_SHIFT
 }
+const HOLE_SHIFT: u32 = 43;
+const_assert!(HOLE_START.is_multiple_of(1 << HOLE_SHIFT));
+const_assert!(HOLE_END - HOLE_START == 1 << HOLE_SHIFT);
 
 /// Copies from the guest's address space; `false` on a fault.
 #[inline]
 pub fn copy_from(to: &mut [u8], from: GuestVa) -> bool {
     // SAFETY: the source is not the shim's memory; a fault there ends the copy by the exception
     // table; the destination is a valid slice.
-    outside_hole(from, to.len())
-        && unsafe { guest_copy(to.as_mut_ptr(), from.0 as *const u8, to.len()) } == 0
+    outside_hole(from) && unsafe { guest_copy(to.as_mut_ptr(), from.0 as *const u8, to.len()) } == 0
 }
 
 /// Copies to the guest's address space; `false` on a fault.
 #[inline]
 pub fn copy_to(to: GuestVa, from: &[u8]) -> bool {
-    if !outside_hole(to, from.len()) {
+    if !outside_hole(to) {
         return false;
     }
     // SAFETY: the destination is not the shim's memory (the guest's own memory may also be seen

@@ -49,6 +49,43 @@
     add rsp, 8
 .endm
 
+# A fast call: RDI and RSI are its first arguments, RDX becomes the third, PerCpu. A call with a
+# list takes RDX and R10 besides, which show the plain form: the list is short, the guest's own, and
+# nobody asks how much of it was done. A call's own argument registers need not survive it. With the
+# five words of the IRETQ frame the stack is aligned after an odd number of further ones.
+.macro FAST_LIST handler
+    test rdx, rdx
+    jne stub_general
+    cmp r10d, {domid_self}
+    jne stub_general
+    cmp esi, {plain_list}
+    ja stub_general
+    push r8
+    push r9
+    push r9
+    lea rdx, [rip + stub_percpu]
+    call [rip + stub_percpu + \handler]
+    pop r9
+    pop r9
+    pop r8
+    jmp stub_fast_exit
+.endm
+.macro FAST_PAIR handler
+    push rdx
+    push r10
+    push r8
+    push r9
+    push r9
+    lea rdx, [rip + stub_percpu]
+    call [rip + stub_percpu + \handler]
+    pop r9
+    pop r9
+    pop r8
+    pop r10
+    pop rdx
+    jmp stub_fast_exit
+.endm
+
 .section .stub.text, "ax", @progbits
 .balign 64
 .global stub_syscall
@@ -144,8 +181,7 @@ stub_hypercall:
     push {kernel_cs}
     push rcx
 
-    # The commonest calls, in their plain form (fast.rs): the list is short, the guest's own, and
-    # nobody asks how much of it was done. RDX becomes the handler's third argument, PerCpu.
+    # The commonest calls, in their plain form (fast.rs).
     cmp eax, {nr_mmu_update}
     je 1f
     cmp eax, {nr_mmuext_op}
@@ -155,36 +191,11 @@ stub_hypercall:
     cmp eax, {nr_set_segment_base}
     je 4f
     jmp stub_general
-1:  lea r11, [rip + stub_percpu + {pc_fast_mmu_update}]
-    jmp 5f
-2:  lea r11, [rip + stub_percpu + {pc_fast_mmuext_op}]
-5:  test rdx, rdx
-    jne stub_general
-    cmp r10d, {domid_self}
-    jne stub_general
-    cmp esi, {plain_list}
-    ja stub_general
-    jmp stub_fast
-3:  lea r11, [rip + stub_percpu + {pc_fast_stack_switch}]
-    jmp stub_fast
-4:  lea r11, [rip + stub_percpu + {pc_fast_set_segment_base}]
-stub_fast:
-    push rdi
-    push rsi
-    push rdx
-    push r8
-    push r9
-    push r10
-    sub rsp, 8                              # 5 + 6 words are pushed: this makes 12
-    lea rdx, [rip + stub_percpu]
-    call [r11]
-    add rsp, 8
-    pop r10
-    pop r9
-    pop r8
-    pop rdx
-    pop rsi
-    pop rdi
+1:  FAST_LIST {pc_fast_mmu_update}
+2:  FAST_LIST {pc_fast_mmuext_op}
+3:  FAST_PAIR {pc_fast_stack_switch}
+4:  FAST_PAIR {pc_fast_set_segment_base}
+stub_fast_exit:
     mov rcx, [rip + stub_percpu + {pc_info}]
     cmp word ptr [rcx + {info_pending}], 1  # pending, and not masked in the byte behind
     je 6f

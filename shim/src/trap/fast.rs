@@ -1,28 +1,18 @@
 //! The hypercalls of every page fault, fork and switch of processes, on a path that saves only what
-//! a Rust function may change. Each completes at once and changes no register but RAX; what the
+//! a Rust function may change and the ABI lets no call change: the argument registers of a call are
+//! not preserved (`xen/include/public/arch-x86/xen-x86_64.h`). Each completes at once; what the
 //! plain form of the call does not cover goes the general way, which the stub decides.
 
-use translate::outcome::{HcResult, Outcome};
-use translate::{Ctx, cpu, mmu};
+use translate::outcome::HcResult;
+use translate::{Ctx, cpu, dispatch, mmu};
 
 use crate::cpu::percpu::PerCpu;
 use crate::platform::Shim;
 
-/// The value in RAX.
-#[inline(always)]
-fn value(result: HcResult) -> i64 {
-    match result {
-        Ok(Outcome::Return(value)) => value,
-        // None of the calls here has another outcome.
-        Ok(_) => 0,
-        Err(errno) => errno.to_ret(),
-    }
-}
-
 #[inline(always)]
 unsafe fn call<'a>(pc: *mut PerCpu, f: impl FnOnce(&mut Ctx<'_, Shim<'a>>) -> HcResult) -> i64 {
     // SAFETY: the stub passes the processor's own area, to which nothing else refers on entry.
-    value(super::with_ctx(unsafe { &mut *pc }, f))
+    dispatch::plain_value(super::with_ctx(unsafe { &mut *pc }, f))
 }
 
 /// mmu_update of a plain list.

@@ -203,6 +203,14 @@ fn take_nmi(pc: &mut PerCpu) {
 /// The last thing before a return to the guest: notes of ring 0 become the guest's, then events.
 #[inline(always)]
 fn exit_to_guest(pc: &mut PerCpu, regs: &mut CpuRegs) {
+    if pc.cpu.nmi_seen.get() || bounce::must_deliver(&pc.vcpu.entry) {
+        deliver(pc, regs);
+    }
+}
+
+/// [`exit_to_guest`] when there is something.
+#[inline(never)]
+fn deliver(pc: &mut PerCpu, regs: &mut CpuRegs) {
     take_nmi(pc);
     with_ctx(pc, |cx| bounce::exit_to_guest(cx, regs));
 }

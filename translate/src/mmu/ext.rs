@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use xen_abi::mm::{MmuextCmd, MmuextOp};
 use xen_abi::{Errno, GuestVa, Mfn};
 
-use super::{Batch, Owner, flush_set, is_loaded, page_owner, plain_list, vcpu_set};
+use super::{Batch, Owner, flush_set, is_loaded, page_owner, vcpu_set};
 use crate::Ctx;
 use crate::debugreg::address_ok;
 use crate::descriptor;
@@ -15,18 +15,6 @@ use crate::regs::CpuRegs;
 
 /// Operations taken in one go; the rest is a continuation.
 const BATCH: u32 = 64;
-
-/// `mmuext_op(operations, count, done_out, foreigndom)`.
-///
-/// # Errors
-/// Xen's; operations before the bad one are done, and counted in `*done_out`.
-#[inline(always)]
-pub fn mmuext_op<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
-    if !plain_list(regs) {
-        return mmuext_op_general(cx, regs);
-    }
-    mmuext_op_plain(cx, regs.rdi, regs.rsi)
-}
 
 /// mmuext_op of a plain list, as [`super::mmu_update_plain`].
 ///
@@ -41,16 +29,20 @@ pub fn mmuext_op_plain<P: Platform>(cx: &mut Ctx<'_, P>, list: u64, count: u64) 
         match MmuextCmd(cmd as u32) {
             MmuextCmd::NEW_BASEPTR => new_baseptr(cx, mfn)?,
             MmuextCmd::NEW_USER_BASEPTR => new_user_baseptr(cx, mfn)?,
-            cmd => operate(cx, &MmuextOp { cmd, pad: 0, arg1, arg2 })?,
+            MmuextCmd::PIN_L1_TABLE | MmuextCmd::UNPIN_TABLE if cx.plat.is_ram(mfn) => {}
+            MmuextCmd::INVLPG_LOCAL => cx.plat.invlpg_local(GuestVa(arg1)),
+            cmd => operate(cx, MmuextOp { cmd, pad: 0, arg1, arg2 })?,
         }
         at = at.wrapping_add(size_of::<MmuextOp>() as u64);
     }
     ret(0)
 }
 
-/// [`mmuext_op`] with all that a list may ask for.
-#[inline(never)]
-fn mmuext_op_general<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
+/// `mmuext_op(operations, count, done_out, foreigndom)`.
+///
+/// # Errors
+/// Xen's; operations before the bad one are done, and counted in `*done_out`.
+pub fn mmuext_op<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
     match page_owner(regs.r10 as u16)? {
         Owner::Own => {}
         Owner::Io | Owner::Foreign => return Err(Errno::EPERM),
@@ -59,7 +51,7 @@ fn mmuext_op_general<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> Hc
     let mut result = Ok(());
     while result.is_ok() && batch.more() {
         result = match cx.plat.read_guest::<MmuextOp>(GuestVa(regs.rdi)) {
-            Ok(op) => operate(cx, &op),
+            Ok(op) => operate(cx, op),
             Err(fault) => Err(efault(fault)),
         };
         if result.is_ok() {
@@ -96,7 +88,7 @@ const fn good(done: bool) -> Result<(), Errno> {
 
 /// Carries out one operation.
 #[inline(never)]
-fn operate<P: Platform>(cx: &mut Ctx<'_, P>, op: &MmuextOp) -> Result<(), Errno> {
+fn operate<P: Platform>(cx: &mut Ctx<'_, P>, op: MmuextOp) -> Result<(), Errno> {
     let mfn = Mfn(op.arg1);
     let va = GuestVa(op.arg1);
     match op.cmd {
@@ -110,9 +102,9 @@ fn operate<P: Platform>(cx: &mut Ctx<'_, P>, op: &MmuextOp) -> Result<(), Errno>
         | MmuextCmd::UNPIN_TABLE => good(cx.plat.may_map(mfn))?,
         MmuextCmd::TLB_FLUSH_LOCAL => cx.plat.flush_tlb_local(),
         MmuextCmd::INVLPG_LOCAL => cx.plat.invlpg_local(va),
-        MmuextCmd::TLB_FLUSH_MULTI => flush_set(cx, named(cx, op)?, None),
+        MmuextCmd::TLB_FLUSH_MULTI => flush_set(cx, named(cx, op.arg2)?, None),
         MmuextCmd::INVLPG_MULTI => {
-            let set = named(cx, op)?;
+            let set = named(cx, op.arg2)?;
             if address_ok(va.0) {
                 flush_set(cx, set, Some(va));
             }
@@ -145,8 +137,8 @@ fn operate<P: Platform>(cx: &mut Ctx<'_, P>, op: &MmuextOp) -> Result<(), Errno>
 }
 
 /// The vCPUs a flush names; Xen has one error for all that is wrong with the bitmap.
-fn named<P: Platform>(cx: &Ctx<'_, P>, op: &MmuextOp) -> Result<u64, Errno> {
-    vcpu_set(cx, op.arg2).map_err(|_| Errno::EINVAL)
+fn named<P: Platform>(cx: &Ctx<'_, P>, bitmap: u64) -> Result<u64, Errno> {
+    vcpu_set(cx, bitmap).map_err(|_| Errno::EINVAL)
 }
 
 /// A page that may be overwritten as a whole: the guest's, and no processor's L4.

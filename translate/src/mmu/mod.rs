@@ -4,9 +4,8 @@
 //! guest: nothing is validated, pinned or counted. An update is a store of an entry, checked for
 //! the two things that could take ring 0 down with the guest: that a present entry points at a
 //! frame the guest may map, and that the hypervisor's slots of an L4 stay as they are. Both need
-//! no bookkeeping: an L4 is known by what the hypervisor put into its slot 256, as it did into
-//! that of the L4 in use; no entry of the guest's equals it, because it points at a frame the
-//! guest may not map.
+//! no bookkeeping: an L4 is known by what the hypervisor put into its slot 256; no entry of the
+//! guest's equals it, because it points at a frame the guest may not map.
 
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
@@ -54,24 +53,11 @@ pub(crate) fn is_loaded<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> bool {
     cx.vcpu.mmu.l4 == mfn.0 || cx.dom.vcpus.iter().any(|vcpu| vcpu.l4.load(Relaxed) == mfn.0)
 }
 
-impl VcpuMmu {
-    /// Whether `index` is one of the hypervisor's slots and `words` an L4 that has them.
-    #[inline]
-    pub(crate) fn is_hole_slot<M: GuestMemory>(
-        &self,
-        plat: &M,
-        words: &PageWords,
-        index: usize,
-    ) -> bool {
-        (FIRST_XEN_SLOT..=LAST_XEN_SLOT).contains(&index) && self.has_hole(plat, words)
-    }
-
-    /// Whether a page is an L4 with the hypervisor's slots in it.
-    #[cold]
-    fn has_hole<M: GuestMemory>(&self, plat: &M, words: &PageWords) -> bool {
-        let first = |words: &PageWords| words[FIRST_XEN_SLOT].load(Relaxed) & !pte::A;
-        plat.frame(Mfn(self.l4)).is_some_and(|l4| first(l4) == first(words))
-    }
+/// Whether `index` is one of the hypervisor's slots and `words` an L4 that has them.
+#[inline(always)]
+pub(crate) fn is_hole_slot<M: GuestMemory>(plat: &M, words: &PageWords, index: usize) -> bool {
+    (FIRST_XEN_SLOT..=LAST_XEN_SLOT).contains(&index)
+        && plat.is_hole_entry(words[FIRST_XEN_SLOT].load(Relaxed))
 }
 
 /// `INVALID_MFN` as an entry can hold it.
@@ -166,14 +152,14 @@ fn owners(foreigndom: u32) -> Result<Owner, Errno> {
 
 /// Carries out one request.
 #[inline(always)]
-fn update<M: GuestMemory>(plat: &M, mmu: &VcpuMmu, request: MmuUpdate) -> Result<(), Errno> {
+fn update<M: GuestMemory>(plat: &M, request: MmuUpdate) -> Result<(), Errno> {
     let command = request.ptr & 7;
     let at = MachineAddr(request.ptr - command);
     match command {
         MMU_NORMAL_PT_UPDATE | MMU_PT_UPDATE_PRESERVE_AD | MMU_PT_UPDATE_NO_TRANSLATE => {
             let words = plat.frame(at.mfn()).ok_or(Errno::EINVAL)?;
             let index = (at.offset() / 8) as usize & 511;
-            if mmu.is_hole_slot(plat, words, index) {
+            if is_hole_slot(plat, words, index) {
                 return Err(Errno::EINVAL);
             }
             check_entry(plat, request.val)?;
@@ -207,30 +193,13 @@ fn store_preserving_ad(entry: &AtomicU64, value: u64) {
 
 /// A request that names another owner: `DOMID_IO` may still remove mappings.
 #[cold]
-fn update_foreign<M: GuestMemory>(
-    plat: &M,
-    mmu: &VcpuMmu,
-    request: MmuUpdate,
-    owner: Owner,
-) -> Result<(), Errno> {
+fn update_foreign<M: GuestMemory>(plat: &M, request: MmuUpdate, owner: Owner) -> Result<(), Errno> {
     match request.ptr & 7 {
         4.. => Err(Errno::ENOSYS),
         MMU_MACHPHYS_UPDATE if owner == Owner::Io => Err(Errno::EINVAL),
-        _ if owner == Owner::Io && request.val & pte::P == 0 => update(plat, mmu, request),
+        _ if owner == Owner::Io && request.val & pte::P == 0 => update(plat, request),
         _ => Err(Errno::EPERM),
     }
-}
-
-/// `mmu_update(requests, count, done_out, foreigndom)`.
-///
-/// # Errors
-/// Xen's; requests before the bad one are done, and counted in `*done_out`.
-#[inline(always)]
-pub fn mmu_update<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
-    if !plain_list(regs) {
-        return mmu_update_general(cx, regs);
-    }
-    mmu_update_plain(cx, regs.rdi, regs.rsi)
 }
 
 /// mmu_update of a plain list: at most [`PLAIN_LIST`] requests, the guest's own tables and pages,
@@ -255,17 +224,22 @@ pub fn mmu_update_plain<P: Platform>(cx: &mut Ctx<'_, P>, list: u64, count: u64)
 /// `false`: it is another kind, and nothing has changed.
 #[inline(always)]
 fn store_plain<M: GuestMemory>(plat: &M, ptr: u64, val: u64) -> bool {
-    const SLOT_BITS: u64 = 0xf80;
-    const HOLE_SLOTS: u64 = FIRST_XEN_SLOT as u64 * 8;
-    if ptr & 7 != MMU_NORMAL_PT_UPDATE || ptr & SLOT_BITS == HOLE_SLOTS {
+    if ptr & 7 != MMU_NORMAL_PT_UPDATE {
         return false;
     }
     let Some(words) = plat.ram_frame(Mfn(ptr >> 12)) else { return false };
-    if val & pte::P != 0 && (val & pte::PS != 0 || !plat.is_ram(frame_of(val))) {
+    let index = (ptr >> 3) as usize & 511;
+    if is_hole_slot(plat, words, index) || !is_plain(plat, val) {
         return false;
     }
-    words[(ptr >> 3) as usize & 511].store(val, Relaxed);
+    words[index].store(val, Relaxed);
     true
+}
+
+/// Whether an entry is not present or maps a small page of the guest's RAM.
+#[inline(always)]
+fn is_plain<M: GuestMemory>(plat: &M, entry: u64) -> bool {
+    entry & pte::P == 0 || entry & pte::PS == 0 && plat.is_ram(frame_of(entry))
 }
 
 /// A plain list of any entries.
@@ -275,33 +249,34 @@ fn mmu_update_loop<P: Platform>(cx: &mut Ctx<'_, P>, list: u64, count: u32) -> H
     for _ in 0..count {
         let [ptr, val] = cx.plat.read_words(GuestVa(at)).map_err(efault)?;
         if !store_plain(cx.plat, ptr, val) {
-            update(cx.plat, &cx.vcpu.mmu, MmuUpdate { ptr, val })?;
+            update(cx.plat, MmuUpdate { ptr, val })?;
         }
         at = at.wrapping_add(size_of::<MmuUpdate>() as u64);
     }
     ret(0)
 }
-const _: () = assert!(FIRST_XEN_SLOT == 256 && LAST_XEN_SLOT == 271, "16 slots, one bit pattern");
 
-/// The usual list: short, for the guest itself, and nobody wants to know how many were done.
+/// Whether the arguments from the second on are those of the usual list: short, nobody wants to
+/// know how many were done, for the guest itself.
 #[inline(always)]
-const fn plain_list(regs: &CpuRegs) -> bool {
-    regs.rdx == 0 && regs.r10 as u32 == DomId::SELF.0 as u32 && regs.rsi as u32 <= PLAIN_LIST
+pub(crate) const fn is_plain_list(count: u64, done_out: u64, foreigndom: u64) -> bool {
+    done_out == 0 && foreigndom as u32 == DomId::SELF.0 as u32 && count as u32 <= PLAIN_LIST
 }
 
-/// [`mmu_update`] with all that a list may ask for.
-#[inline(never)]
-fn mmu_update_general<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
+/// `mmu_update(requests, count, done_out, foreigndom)`.
+///
+/// # Errors
+/// Xen's; requests before the bad one are done, and counted in `*done_out`.
+pub fn mmu_update<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResult {
     let mut batch = Batch::begin(cx, regs, regs.rsi as u32, BATCH);
     let mut result = Ok(());
     match owners(regs.r10 as u32) {
         Err(error) => result = Err(error),
         Ok(owner) => {
             while result.is_ok() && batch.more() {
-                let mmu = &cx.vcpu.mmu;
                 result = match cx.plat.read_guest::<MmuUpdate>(GuestVa(regs.rdi)) {
-                    Ok(request) if owner == Owner::Own => update(cx.plat, mmu, request),
-                    Ok(request) => update_foreign(cx.plat, mmu, request, owner),
+                    Ok(request) if owner == Owner::Own => update(cx.plat, request),
+                    Ok(request) => update_foreign(cx.plat, request, owner),
                     Err(fault) => Err(efault(fault)),
                 };
                 if result.is_ok() {
@@ -365,39 +340,65 @@ impl Batch {
     }
 }
 
-/// Finds the L1 entry that maps a guest address.
-#[inline]
-fn walk<M: GuestMemory>(plat: &M, l4: Mfn, va: u64) -> Option<&'static AtomicU64> {
-    if !address_ok(va) {
-        return None;
-    }
-    let mut table = l4;
+/// Finds the L1 entry that maps a guest address, in tables that `frame` gives.
+#[inline(always)]
+fn walk(
+    frame: impl Fn(Mfn) -> Option<&'static PageWords>,
+    l4: Mfn,
+    va: u64,
+) -> Option<&'static AtomicU64> {
+    let mut table = frame(l4)?;
     for shift in [39, 30, 21] {
-        let entry = plat.frame(table)?[(va >> shift) as usize & 511].load(Relaxed);
+        let entry = table[(va >> shift) as usize & 511].load(Relaxed);
         if entry & (pte::P | pte::PS) != pte::P {
             return None;
         }
-        table = frame_of(entry);
+        table = frame(frame_of(entry))?;
     }
-    Some(&plat.frame(table)?[(va >> 12) as usize & 511])
+    Some(&table[(va >> 12) as usize & 511])
 }
 
 /// `update_va_mapping(va, entry, flags)`.
 ///
 /// # Errors
 /// `EINVAL`: no L1 there; and what mmu_update gives for a bad entry.
-#[inline]
 pub fn update_va_mapping<P: Platform>(
     cx: &mut Ctx<'_, P>,
     va: u64,
     entry: u64,
     flags: u64,
 ) -> HcResult {
-    let slot = walk(cx.plat, Mfn(cx.vcpu.mmu.l4), va).ok_or(Errno::EINVAL)?;
+    let l4 = Mfn(cx.vcpu.mmu.l4);
+    let slot = address_ok(va).then(|| walk(|mfn| cx.plat.frame(mfn), l4, va)).flatten();
+    let slot = slot.ok_or(Errno::EINVAL)?;
     check_entry(cx.plat, entry)?;
     slot.store(keep_writable(va, entry), Relaxed);
     flush_for_update(cx, va, flags)?;
     ret(0)
+}
+
+/// update_va_mapping of the commonest kind, which comes in long lists: pages of page tables go
+/// read-only and back. An entry of the guest's RAM, in tables there, and a flush of this processor
+/// at most. `false`: it is another kind, and nothing has changed.
+#[inline(always)]
+pub(crate) fn update_va_mapping_plain<P: Platform>(
+    cx: &Ctx<'_, P>,
+    va: u64,
+    entry: u64,
+    flags: u64,
+) -> bool {
+    if flags & !UVMF_FLUSHTYPE_MASK != 0 || !address_ok(va) || !is_plain(cx.plat, entry) {
+        return false;
+    }
+    let l4 = Mfn(cx.vcpu.mmu.l4);
+    let Some(slot) = walk(|mfn| cx.plat.ram_frame(mfn), l4, va) else { return false };
+    slot.store(keep_writable(va, entry), Relaxed);
+    match flags {
+        UVMF_TLB_FLUSH => cx.plat.flush_tlb_local(),
+        UVMF_INVLPG => cx.plat.invlpg_local(GuestVa(va)),
+        _ => {}
+    }
+    true
 }
 
 /// PV kernels make their page tables, GDT and LDT read-only through this call before they may use

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use xen_abi::mm::{MmuextCmd, MmuextOp};
 
 use super::*;
+use crate::dispatch;
 use crate::fake::{Call, FIRST_MFN, FakePlatform, Machine, SHARED_INFO_MFN, kernel_regs, mfn, va};
 
 /// Frames of the page tables a test walks: L4, L3, L2, L1.
@@ -339,8 +340,67 @@ fn any_entry() -> impl Strategy<Value = u64> {
     })
 }
 
+/// A call in the plain form or, if it has none, as it is.
+fn plain_or_not(machine: &mut Machine, nr: u64, args: [u64; 4]) -> i64 {
+    match dispatch::plain(&mut machine.cx(), nr, args) {
+        Some(value) => value,
+        None => whole(machine, nr, args),
+    }
+}
+
+/// A call by its number.
+fn whole(machine: &mut Machine, nr: u64, args: [u64; 4]) -> i64 {
+    let [rdi, rsi, rdx, r10] = args;
+    let mut regs = CpuRegs { rax: nr, rdi, rsi, rdx, r10, ..kernel_regs() };
+    match dispatch::hypercall(&mut machine.cx(), &mut regs) {
+        Outcome::Return(value) => value,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// All of the guest's memory.
+fn memory(machine: &Machine) -> Vec<u64> {
+    (0..64 * 512).map(|at| machine.plat.peek(va(0).add(at * 8))).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// The plain form of a call does what the call does.
+    #[test]
+    fn plain_forms_agree_with_the_calls(
+        requests in prop::collection::vec((any_entry(), any_entry()), 1..4),
+        mappings in prop::collection::vec(
+            (prop_oneof![Just(VA), Just(VA & !0xfff | 0xff8), any::<u64>()], any_entry(), 0..8u64),
+            1..4),
+        ops in prop::collection::vec((0..24u64, any_entry(), any_entry()), 1..4),
+        slots in any::<bool>(),
+    ) {
+        let run = |call: fn(&mut Machine, u64, [u64; 4]) -> i64| {
+            let mut machine = machine();
+            let mut results = Vec::new();
+            let count = requests.len() as u64;
+            for (index, (ptr, val)) in (0..).zip(&requests) {
+                let ptr = if slots { address(TABLES[index as usize & 3], *val % 512) } else { *ptr };
+                machine.plat.poke(va(2).add(index * 16), ptr);
+                machine.plat.poke(va(2).add(index * 16 + 8), *val);
+            }
+            results.push(call(&mut machine, 1, [va(2).0, count, 0, 0x7ff0]));
+            for (va, entry, flags) in &mappings {
+                results.push(call(&mut machine, 14, [*va, *entry, *flags, 0]));
+            }
+            for (cmd, arg1, arg2) in &ops {
+                for shift in [0, 12] {
+                    for (at, word) in (0..).zip([*cmd, arg1 >> shift, arg2 >> shift]) {
+                        machine.plat.poke(va(3).add(at * 8), word);
+                    }
+                    results.push(call(&mut machine, 26, [va(3).0, 1, 0, 0x7ff0]));
+                }
+            }
+            (results, memory(&machine), machine.plat.calls())
+        };
+        prop_assert_eq!(run(plain_or_not), run(whole));
+    }
 
     /// Whatever is asked, no present entry leaves the guest's frames and the hole stays.
     #[test]

@@ -33,6 +33,11 @@ use std::time::{Duration, Instant, SystemTime};
 /// The kernel of the emulated machine: its modules are not compressed and it is
 /// known to do nested SVM under emulation.
 const KERNEL: &str = "bookworm";
+/// Its clock is the TSC, which in emulation is the machine's own and the same on all processors. Left
+/// alone the kernel distrusts it, and its KVM then has no reference TSC page to give. A busy machine
+/// may let its checks of timers and for stuck processors fail, the first with a panic.
+const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on \
+    tsc=reliable clocksource=tsc no_timer_check nowatchdog";
 /// Modules, what they depend on is added.
 const MODULES: [&str; 3] = ["virtio_pci", "virtio_console", "kvm-amd"];
 /// Memory of the emulated machine beside its guest's.
@@ -241,7 +246,7 @@ fn qemu(kernel: &Path, initrd: &Path, socket: &Path, log: &Path, memory_mib: u64
         .arg(kernel)
         .arg("-initrd")
         .arg(initrd)
-        .args(["-append", "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on"])
+        .args(["-append", KERNEL_OPTIONS])
         .args(["-serial", &format!("file:{}", log.display())])
         .args(["-chardev", &format!("socket,id=port,path={}", socket.display())])
         .args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,nr=1"]);

@@ -5,12 +5,14 @@
 //! CPUID, or a measurement against the reference counter, the ACPI timer or the PIT.
 
 use core::arch::x86_64::_rdtsc;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Once;
 use translate::platform::TscScale;
 use translate::time::{mul_shift_hz, ns_to_tsc, tsc_to_ns};
 
 use crate::acpi::{Gas, Power};
+use crate::cpu::idt::vector;
 use crate::cpu::{Cpu, Features, apic, cpuid};
 use crate::hv;
 use crate::port;
@@ -27,6 +29,8 @@ enum Timer {
     Apic,
 }
 static TIMER: Once<Timer> = Once::new();
+/// The TSC is emulated at the rate it had: see [`tsc_changed`].
+static EMULATED: AtomicBool = AtomicBool::new(false);
 
 /// Reads the TSC.
 #[inline]
@@ -38,8 +42,15 @@ pub fn rdtsc() -> u64 {
 /// The conversion as the guest is told; before [`init`] one in which time stands still.
 #[inline]
 pub fn tsc_scale() -> TscScale {
-    const STILL: TscScale =
-        TscScale { tsc_timestamp: 0, system_time_ns: 0, mul: 0, shift: 0, khz: 0, stable: false };
+    const STILL: TscScale = TscScale {
+        tsc_timestamp: 0,
+        system_time_ns: 0,
+        mul: 0,
+        shift: 0,
+        khz: 0,
+        stable: false,
+        invariant: false,
+    };
     SCALE.get().copied().unwrap_or(STILL)
 }
 
@@ -146,13 +157,23 @@ fn frequency(power: &Power) -> Option<(u64, &'static str)> {
         .or_else(|| by_pit().map(|hz| (hz, "PIT")))
 }
 
-/// Starts the clock and chooses the timer. Returns the rate's source; `None` where there is no
-/// clock to measure the TSC with.
-pub fn init(power: &Power, f: &Features) -> Option<&'static str> {
+/// CPUID's invariant TSC. On Hyper-V it shows only once it was asked for, and means that the rate
+/// outlives a move to another host.
+fn invariant_by_cpuid() -> bool {
+    const POWER: u32 = 0x8000_0007;
+    cpuid(0x8000_0000, 0).eax >= POWER && cpuid(POWER, 0).edx >> 8 & 1 != 0
+}
+
+/// Starts the clock. Returns the rate's source; `None` where there is no clock to measure the TSC
+/// with.
+pub fn init(power: &Power) -> Option<&'static str> {
     let (hz, source) = frequency(power)?;
     if hz < 1_000_000 {
         return None;
     }
+    let (by_cpuid, by_page) = (invariant_by_cpuid(), hv::reference_tsc().is_some());
+    // The page says that the TSC is invariant on this host; of the next one it says nothing.
+    let invariant = by_cpuid || by_page && hv::keep_tsc_rate(vector::TSC_CHANGED);
     let (mul, shift) = mul_shift_hz(hz);
     SCALE.call_once(|| TscScale {
         tsc_timestamp: rdtsc(),
@@ -160,11 +181,21 @@ pub fn init(power: &Power, f: &Features) -> Option<&'static str> {
         mul,
         shift,
         khz: u32::try_from(hz / 1000).unwrap_or(u32::MAX),
-        stable: f.invariant_tsc || hv::reference_tsc().is_some(),
+        stable: by_cpuid || by_page,
+        invariant,
     });
     WALLCLOCK
         .call_once(|| (crate::rtc::seconds().unwrap_or(0).saturating_sub(now_ns() / NS_PER_S), 0));
     Some(source)
+}
+
+/// The VM was moved to a host whose TSC has another rate, and the TSC is emulated at the old one
+/// from now on: slow, but all that was said of it stays true. It is never switched back, because
+/// the guest may count on the rate.
+pub fn tsc_changed() {
+    if !EMULATED.swap(true, Ordering::Relaxed) {
+        crate::log!(Warn, "moved to a host of another TSC rate: RDTSC is slow until the next boot");
+    }
 }
 
 /// Waits by the TSC.
@@ -210,7 +241,9 @@ pub fn init_timer(f: &Features, synic_works: bool) -> &'static str {
 /// is armed again, over and over.
 fn reference_time(deadline_ns: u64, now: u64) -> u64 {
     let ahead = deadline_ns.saturating_sub(now).div_ceil(100);
-    let reference = match hv::reference_tsc() {
+    // Whose ticks the page counts while the TSC is emulated, nothing says.
+    let page = hv::reference_tsc().filter(|_| !EMULATED.load(Ordering::Relaxed));
+    let reference = match page {
         Some(page) => page.time_100ns(rdtsc()),
         None => hv::reference_count().unwrap_or(0),
     };

@@ -159,6 +159,7 @@ impl FakePlatform {
                     shift: 1,
                     khz: 1_000_000,
                     stable: true,
+                    invariant: false,
                 },
                 wallclock_base: (1_700_000_000, 0),
                 stolen_ns: 0,

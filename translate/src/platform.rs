@@ -189,6 +189,8 @@ pub struct TscScale {
     pub khz: u32,
     /// Whether the TSC is synchronous over all vCPUs (`XEN_PVCLOCK_TSC_STABLE_BIT`).
     pub stable: bool,
+    /// Whether it keeps its rate as long as the machine runs, wherever that is moved.
+    pub invariant: bool,
 }
 
 /// Time.

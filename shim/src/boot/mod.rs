@@ -272,13 +272,14 @@ fn start_processor(machine: &BootMachine, mut own: Own) -> ! {
     }
     hv::crash::init();
     apic::init(&machine.features);
-    let Some(source) = time::init(&machine.acpi.power, &machine.features) else {
+    let Some(source) = time::init(&machine.acpi.power) else {
         give_up!("no clock to measure the TSC with")
     };
     let vp_index = hv.map_or(0, hv::init_cpu);
     let synic = hv.is_some_and(|hv| hv::synic::init_cpu(0, hv));
     let timer = time::init_timer(&machine.features, synic);
-    log!(Info, "TSC by {source}, timer: {timer}");
+    let rate = if time::tsc_scale().invariant { ", invariant" } else { "" };
+    log!(Info, "TSC by {source}{rate}, timer: {timer}");
     route_serial(&machine.acpi);
     guest::launch(machine, own, vp_index, cmdline, &options)
 }

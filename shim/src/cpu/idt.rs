@@ -16,6 +16,8 @@ pub mod vector {
     pub const TIMER: u8 = 0xec;
     /// Serial port.
     pub const SERIAL: u8 = 0xe8;
+    /// The VM was moved to a host of another TSC rate (re-enlightenment).
+    pub const TSC_CHANGED: u8 = 0xee;
     /// SynIC messages and events (SINT 2: VMBus, and timers in message mode).
     pub const SINT: u8 = 0xf3;
     /// Kick from another vCPU.

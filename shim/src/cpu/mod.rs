@@ -59,7 +59,6 @@ pub struct Features {
     pub smep: bool,
     pub umip: bool,
     pub page_1g: bool,
-    pub invariant_tsc: bool,
     pub sysenter: bool,
 }
 
@@ -90,7 +89,6 @@ pub fn features() -> Features {
         smep: has_seven && seven.ebx >> 7 & 1 != 0,
         umip: has_seven && seven.ecx >> 2 & 1 != 0,
         page_1g: ext(0x8000_0001) >> 26 & 1 != 0,
-        invariant_tsc: ext(0x8000_0007) >> 8 & 1 != 0,
         sysenter: one.edx >> 11 & 1 != 0 && !AMD.contains(&max.ebx),
     }
 }

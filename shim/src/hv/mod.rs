@@ -12,7 +12,7 @@ use hv_abi::cpuid::{
 };
 use hv_abi::guest_os_id::GuestOsId;
 use hv_abi::hypercall::CallCode;
-use hv_abi::msr::{self as hvmsr, PageMsr};
+use hv_abi::msr::{self as hvmsr, PageMsr, ReenlightenmentControl};
 use hv_abi::reference_tsc::{ReferenceTsc, ReferenceTscPage};
 use spin::Once;
 
@@ -36,6 +36,10 @@ pub struct Enlightenments {
     pub stimer_direct: bool,
     /// Hypercall page.
     pub hypercall: bool,
+    /// TSC invariant control MSR.
+    pub tsc_invariant: bool,
+    /// Re-enlightenment MSRs: the TSC keeps its rate after a move, if need be by emulation.
+    pub reenlightenment: bool,
     /// VP index MSR.
     pub vp_index: bool,
     /// VP run time MSR.
@@ -95,6 +99,8 @@ pub fn detect(without: impl Fn(&str) -> bool) -> Option<&'static Enlightenments>
             && features.contains(Features::DIRECT_SYNTHETIC_TIMERS)
             && !without("stimer-direct"),
         hypercall,
+        tsc_invariant: has(Privileges::ACCESS_TSC_INVARIANT_CONTROLS, "tsc-invariant"),
+        reenlightenment: has(Privileges::ACCESS_REENLIGHTENMENT_CONTROLS, "reenlightenment"),
         vp_index: has(Privileges::ACCESS_VP_INDEX, "vp-index"),
         vp_runtime: has(Privileges::ACCESS_VP_RUN_TIME_REG, "vp-runtime"),
         reset: has(Privileges::ACCESS_RESET_REG, "reset"),
@@ -120,6 +126,13 @@ pub fn init_vm(hv: &Enlightenments, map_hypercall: impl FnOnce(u64) -> bool) {
             HYPERCALL.store(fixmap::HYPERCALL_PAGE, Ordering::Release);
         }
     }
+    if hv.tsc_invariant {
+        // From here on CPUID shows the invariant TSC, and the host scales it wherever the VM runs.
+        // SAFETY: offered by the host.
+        unsafe {
+            msr::write(hvmsr::HV_X64_MSR_TSC_INVARIANT_CONTROL, hvmsr::TSC_INVARIANT_EXPOSE);
+        }
+    }
     if hv.ref_tsc
         && let Some(page) = frames::alloc(1, 4096)
     {
@@ -142,11 +155,31 @@ pub fn init_cpu(hv: &Enlightenments) -> u32 {
         let page = unsafe { &*phys_to_virt(page).cast::<hv_abi::synic::VpAssistPage>() };
         crate::cpu::apic::set_vp_assist(page);
     }
+    vp_index(hv)
+}
+
+/// This processor's VP index; 0 where the host does not say.
+fn vp_index(hv: &Enlightenments) -> u32 {
     if !hv.vp_index {
         return 0;
     }
     // SAFETY: offered by the host.
     unsafe { msr::read(hvmsr::HV_X64_MSR_VP_INDEX) as u32 }
+}
+
+/// Asks the host to emulate the TSC at its present rate after a move to a host of another rate,
+/// and to tell this processor so by `vector`. `false` where it does not offer that.
+pub fn keep_tsc_rate(vector: u8) -> bool {
+    let Some(hv) = get().filter(|hv| hv.reenlightenment) else { return false };
+    let notify = ReenlightenmentControl::notify(vector, vp_index(hv));
+    for (number, value) in [
+        (hvmsr::HV_X64_MSR_REENLIGHTENMENT_CONTROL, notify.0),
+        (hvmsr::HV_X64_MSR_TSC_EMULATION_CONTROL, hvmsr::TSC_EMULATION_ENABLED),
+    ] {
+        // SAFETY: offered by the host; the vector has its handler.
+        unsafe { msr::write(number, value) };
+    }
+    true
 }
 
 /// The reference TSC page's conversion, if the host gives one that is valid now.

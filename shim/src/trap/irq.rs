@@ -21,6 +21,7 @@ pub(super) fn handle(number: u8, pc: &mut PerCpu) {
             }
         }
         vector::SERIAL => super::with_ctx(pc, |cx| console::input(cx.dom, cx.plat)),
+        vector::TSC_CHANGED => crate::time::tsc_changed(),
         vector::KICK => {}
         vector::SPURIOUS => return,
         other => {

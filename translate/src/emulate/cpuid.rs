@@ -8,6 +8,10 @@
 //! - MCE, MCA: no machine checks are passed on;
 //! - IBRS, IBPB, STIBP, SSBD, PSFD, SBPB, ARCH_CAPABILITIES: their MSRs are not passed on;
 //! - DBEXT: its address-mask MSRs are not.
+//!
+//! The invariant TSC is shown where it is true, as Xen shows it to a domain that does not migrate
+//! (`init_dom0_cpuid_policy`, pv-shim's guest included), and TSC_ADJUST with it: docs/time.md says
+//! why.
 
 use xen_abi::cpuid::{
     XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD, XEN_CPUID_FIRST_LEAF, XEN_CPUID_HOST_TSC_RELIABLE,
@@ -34,6 +38,10 @@ const MASK_DA1: u32 = 7;
 const MASK_7B0: u32 = 0xfdaf_0b29;
 /// x87 facts that are the processor's whoever looks: FDP_EXCP_ONLY, NO_FPU_SEL.
 const FPU_FACTS_7B0: u32 = 1 << 6 | 1 << 13;
+/// Leaf 7, 0 EBX.
+const TSC_ADJUST: u32 = 1 << 1;
+/// Leaf 0x80000007 EDX.
+const ITSC: u32 = 1 << 8;
 /// Leaf 7, 0 ECX.
 const MASK_7C0: u32 = 0x0240_5f43;
 /// Leaf 7, 0 EDX.
@@ -100,6 +108,11 @@ fn features_1c<P: Platform>(cx: &Ctx<'_, P>) -> u32 {
 /// Whether the guest has XSAVE.
 pub(super) fn has_xsave<P: Platform>(cx: &Ctx<'_, P>) -> bool {
     features_1c(cx) & XSAVE != 0
+}
+
+/// Whether the guest has the invariant TSC, and TSC_ADJUST.
+pub(super) fn has_invariant_tsc<P: Platform>(cx: &Ctx<'_, P>) -> bool {
+    cx.plat.tsc_scale().invariant
 }
 
 /// The XCR0 bits a guest may have.
@@ -187,6 +200,9 @@ fn leaf_7<P: Platform>(cx: &Ctx<'_, P>, subleaf: u32) -> CpuidResult {
                 // AVX2 and all of AVX-512.
                 ebx &= !(1 << 5 | 0xdc23_0000);
             }
+            if has_invariant_tsc(cx) {
+                ebx |= TSC_ADJUST;
+            }
             CpuidResult {
                 eax: max,
                 ebx: ebx | hardware.ebx & FPU_FACTS_7B0,
@@ -256,6 +272,7 @@ fn extended<P: Platform>(cx: &Ctx<'_, P>, leaf: u32) -> CpuidResult {
         5 if amd => hardware,
         6 if amd => hardware,
         6 => CpuidResult { ecx: hardware.ecx, ..ZERO },
+        7 => CpuidResult { edx: if has_invariant_tsc(cx) { ITSC } else { 0 }, ..ZERO },
         8 => CpuidResult {
             eax: hardware.eax & 0xffff,
             ebx: hardware.ebx & MASK_E8B,
@@ -264,7 +281,7 @@ fn extended<P: Platform>(cx: &Ctx<'_, P>, leaf: u32) -> CpuidResult {
         },
         0x1a => hardware,
         0x21 => CpuidResult { eax: hardware.eax & MASK_E21A, ecx: hardware.ecx, ..ZERO },
-        // Power (an invariant TSC is not promised), SVM, large-page TLBs, IBS, topology, SEV.
+        // SVM, large-page TLBs, IBS, topology, SEV.
         _ => ZERO,
     }
 }

@@ -10,7 +10,7 @@ use xen_abi::cpuid::XEN_HYPERCALL_MSR;
 use xen_abi::{GuestVa, Mfn};
 
 use super::control;
-use super::cpuid::{Vendor, vendor};
+use super::cpuid::{Vendor, has_invariant_tsc, vendor};
 use crate::Ctx;
 use crate::builder::hypercall_page;
 use crate::platform::{Platform, SegmentBase};
@@ -24,6 +24,7 @@ const P5_MC_TYPE: u32 = 1;
 const TSC: u32 = 0x10;
 const PLATFORM_ID: u32 = 0x17;
 const APIC_BASE: u32 = 0x1b;
+const TSC_ADJUST: u32 = 0x3b;
 const UCODE_REV: u32 = 0x8b;
 const PLATFORM_INFO: u32 = 0xce;
 const MPERF: u32 = 0xe7;
@@ -122,6 +123,8 @@ fn known<P: Platform>(cx: &Ctx<'_, P>, msr: u32) -> Option<u64> {
     let amd = |value| (vendor == Vendor::Amd).then_some(value);
     match msr {
         TSC => Some(control::tsc(cx)),
+        // Nobody has moved the guest's TSC, and nobody can.
+        TSC_ADJUST => has_invariant_tsc(cx).then_some(0),
         EFER => Some(EFER_VALUE),
         PAT => Some(PAT_VALUE),
         APIC_BASE => Some(APIC_BASE_VALUE | if cx.vcpu.id == 0 { APIC_BASE_BSP } else { 0 }),
@@ -151,6 +154,7 @@ pub(super) fn write<P: Platform>(cx: &mut Ctx<'_, P>, msr: u32, value: u64) -> O
     let accepted = match msr {
         // The current value may be written back.
         EFER => value == EFER_VALUE,
+        TSC_ADJUST => value == 0 && has_invariant_tsc(cx),
         TSC_AUX => return write_tsc_aux(cx, value),
         XEN_HYPERCALL_MSR => return write_hypercall_page(cx, value),
         UCODE_REV => intel && value == 0,

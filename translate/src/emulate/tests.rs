@@ -23,7 +23,7 @@ fn pf(error_code: u32) -> Emulation {
 }
 
 /// A machine whose guest may use ports and has a #GP handler.
-fn machine() -> Machine {
+pub(super) fn machine() -> Machine {
     let mut machine = Machine::new();
     machine.vcpus[0].control.iopl = 1;
     let info = TrapInfo { vector: vector::GP, flags: 0, cs: 0, pad: 0, address: 0x1000 };
@@ -49,13 +49,13 @@ fn run(machine: &mut Machine, regs: &mut CpuRegs, code: &[u8]) -> Emulation {
     result
 }
 
-fn cpuid_leaf(machine: &Machine, leaf: u32, subleaf: u32, values: [u32; 4]) {
+pub(super) fn cpuid_leaf(machine: &Machine, leaf: u32, subleaf: u32, values: [u32; 4]) {
     let [eax, ebx, ecx, edx] = values;
     machine.plat.state().cpuid.insert((leaf, subleaf), CpuidResult { eax, ebx, ecx, edx });
 }
 
 /// A processor that has everything, of a vendor.
-fn processor(machine: &Machine, vendor: &[u8; 12]) {
+pub(super) fn processor(machine: &Machine, vendor: &[u8; 12]) {
     let word = |n: usize| u32::from_le_bytes(vendor[n..n + 4].try_into().unwrap());
     cpuid_leaf(machine, 0, 0, [0x20, word(0), word(8), word(4)]);
     cpuid_leaf(machine, 0x8000_0000, 0, [0x8000_0028, word(0), word(8), word(4)]);
@@ -238,7 +238,7 @@ fn segment_bases() {
     assert_eq!(regs.rax, 0x75);
 }
 
-fn rdmsr(machine: &mut Machine, number: u32) -> Option<u64> {
+pub(super) fn rdmsr(machine: &mut Machine, number: u32) -> Option<u64> {
     let mut regs = CpuRegs { rcx: number.into(), rax: 0, rdx: 0, ..kernel_regs() };
     match run(machine, &mut regs, &[0x0f, 0x32]) {
         Emulation::Done => Some(regs.rdx << 32 | regs.rax),
@@ -249,7 +249,7 @@ fn rdmsr(machine: &mut Machine, number: u32) -> Option<u64> {
     }
 }
 
-fn wrmsr(machine: &mut Machine, number: u32, value: u64) -> bool {
+pub(super) fn wrmsr(machine: &mut Machine, number: u32, value: u64) -> bool {
     let regs = kernel_regs();
     let mut regs = CpuRegs { rcx: number.into(), rax: value, rdx: value >> 32, ..regs };
     run(machine, &mut regs, &[0x0f, 0x30]) == Emulation::Done
@@ -452,7 +452,7 @@ fn forced(machine: &mut Machine, regs: &mut CpuRegs) -> Emulation {
     invalid_opcode(&mut machine.cx(), regs)
 }
 
-fn guest_cpuid(machine: &mut Machine, leaf: u32, subleaf: u32) -> [u32; 4] {
+pub(super) fn guest_cpuid(machine: &mut Machine, leaf: u32, subleaf: u32) -> [u32; 4] {
     let mut regs = CpuRegs { rax: leaf.into(), rcx: subleaf.into(), ..kernel_regs() };
     assert_eq!(forced(machine, &mut regs), Emulation::Done);
     assert_eq!(regs.rip, CODE.0 + 7);

@@ -46,7 +46,7 @@ pub const fn tsc_scale(
     stable: bool,
 ) -> TscScale {
     let (mul, shift) = mul_shift(khz);
-    TscScale { tsc_timestamp, system_time_ns, mul, shift, khz, stable }
+    TscScale { tsc_timestamp, system_time_ns, mul, shift, khz, stable, invariant: false }
 }
 
 /// Nanoseconds of a number of ticks, as a guest computes them.
@@ -157,7 +157,8 @@ mod tests {
         #[test]
         fn never_panics(mul: u32, shift: i8, a: u64, b: u64, t: u64, khz: u32, hz: u64) {
             let scale = TscScale {
-                tsc_timestamp: a, system_time_ns: b, mul, shift, khz, stable: false,
+                tsc_timestamp: a, system_time_ns: b, mul, shift, khz,
+                stable: false, invariant: false,
             };
             let _ = (tsc_to_ns(&scale, t), ns_to_tsc(&scale, t), mul_shift(khz), mul_shift_hz(hz));
         }

@@ -171,19 +171,22 @@ fn runstate_area() {
     assert_eq!(m.plat.peek(va(9)), 2);
     assert_eq!(m.plat.peek(va(9).add(8)), start + 500);
     assert_eq!(m.plat.peek(va(9).add(16)), 500);
+    m.plat.state().now_ns = start + 1000;
+    time::set_runstate(&mut m.cx(), Runstate::RUNNING);
     m.plat.state().now_ns = start + 20_000_000_000;
     m.plat.state().stolen_ns = 100;
     time::set_runstate(&mut m.cx(), Runstate::RUNNING);
     let times: Vec<u64> = (0..4).map(|i| m.plat.peek(va(9).add(16 + i * 8))).collect();
-    assert_eq!(times, [400, 100, 20_000_000_000 - 500, start]);
+    let ran = 20_000_000_000 - 500 - 100;
+    assert_eq!(times, [ran, 100, 500, start]);
     // The assist leaves no update flag behind, and the read-out includes the current state.
     m.dom.vm_assist.store(1 << 5, Ordering::Relaxed);
     m.plat.state().now_ns += 50;
     assert_eq!(op(&mut m, VcpuOp::GET_RUNSTATE_INFO, 0, &[]), ret(0));
-    assert_eq!(m.plat.peek(va(3).add(16)), 450);
+    assert_eq!(m.plat.peek(va(3).add(16)), ran + 50);
     time::set_runstate(&mut m.cx(), Runstate::BLOCKED);
     assert_eq!(m.plat.peek(va(9).add(8)), start + 20_000_000_050);
-    assert_eq!(m.plat.peek(va(9).add(16)), 450);
+    assert_eq!(m.plat.peek(va(9).add(16)), ran + 50);
     let hole = 0xffff_8000_0000_0000;
     assert_eq!(op(&mut m, area, 0, &[hole]), Err(Errno::EFAULT));
 }

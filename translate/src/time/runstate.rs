@@ -14,8 +14,11 @@ use zerocopy::IntoBytes;
 use crate::Ctx;
 use crate::platform::Platform;
 
-/// Reading the host's steal counter may cost a VM exit; a running vCPU looks this often at most.
+/// Reading the host's steal counter may cost a VM exit; a vCPU looks this often at most.
 const STEAL_PERIOD_NS: u64 = 10_000_000_000;
+/// ... and not before it ran this long, which is the most that can have been stolen unseen: an idle
+/// vCPU does not look.
+const STEAL_RUNNING_NS: u64 = 1_000_000_000;
 
 /// The record and where the guest wants its copy.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +28,8 @@ pub struct RunstateClock {
     area: u64,
     stolen_seen_ns: u64,
     stolen_sampled_at_ns: u64,
+    /// Time spent running when steal time was last looked at.
+    running_sampled_ns: u64,
 }
 
 impl RunstateClock {
@@ -40,6 +45,7 @@ impl RunstateClock {
             area: 0,
             stolen_seen_ns: 0,
             stolen_sampled_at_ns: 0,
+            running_sampled_ns: 0,
         }
     }
 
@@ -65,6 +71,18 @@ impl RunstateClock {
         self.stolen_seen_ns = stolen_ns;
         *running -= moved;
         *runnable = runnable.wrapping_add(moved);
+        self.running_sampled_ns = *running;
+    }
+
+    /// Whether to look at steal time again.
+    fn steal_is_due(&self, now: u64) -> bool {
+        let [mut running, ..] = self.info.time;
+        if self.info.state == Runstate::RUNNING {
+            running = running.wrapping_add(now.saturating_sub(self.info.state_entry_time));
+        }
+        self.area != 0
+            && now.saturating_sub(self.stolen_sampled_at_ns) >= STEAL_PERIOD_NS
+            && running.saturating_sub(self.running_sampled_ns) >= STEAL_RUNNING_NS
     }
 }
 
@@ -75,7 +93,7 @@ pub fn set_runstate<P: Platform>(cx: &mut Ctx<'_, P>, state: Runstate) {
     clock.settle(now);
     clock.info.state = state;
     if clock.area != 0 {
-        if now.wrapping_sub(clock.stolen_sampled_at_ns) >= STEAL_PERIOD_NS {
+        if clock.steal_is_due(now) {
             clock.steal(cx.plat.stolen_ns(), now);
         }
         publish(cx);
@@ -85,7 +103,7 @@ pub fn set_runstate<P: Platform>(cx: &mut Ctx<'_, P>, state: Runstate) {
 /// A vCPU that never blocks has its steal time told, too, if now and then.
 pub(super) fn sample<P: Platform>(cx: &mut Ctx<'_, P>, now: u64) {
     let clock = &mut cx.vcpu.time.runstate;
-    if clock.area != 0 && now.wrapping_sub(clock.stolen_sampled_at_ns) >= STEAL_PERIOD_NS {
+    if clock.steal_is_due(now) {
         clock.steal(cx.plat.stolen_ns(), now);
         publish(cx);
     }

@@ -6,10 +6,12 @@ use proptest::prelude::*;
 use std::vec::Vec;
 use xen_abi::Errno;
 use xen_abi::sched::SchedOp;
+use xen_abi::vcpu::VcpuRunstateInfo;
 
 use super::*;
 use crate::fake::{Call, Machine, catch_shutdown, va};
 use crate::outcome::Outcome;
+use crate::platform::GuestMemory;
 use crate::sched::{Wait, sched_op, sched_op_compat, wake_check};
 
 const S: u64 = 1_000_000_000;
@@ -269,6 +271,44 @@ enum Step {
     Periodic(u64),
     Advance(u64),
     Halt,
+}
+
+/// What the guest reads of its steal time.
+fn stolen(m: &Machine) -> u64 {
+    let info: VcpuRunstateInfo = m.plat.read_guest(va(9)).unwrap();
+    info.time[Runstate::RUNNABLE.0 as usize]
+}
+
+#[test]
+fn steal_time_is_told_to_those_who_run() {
+    let mut m = Machine::new();
+    init(&mut m.cx());
+    register_runstate(&mut m.cx(), va(9).0);
+    m.plat.state().stolen_ns = S / 2;
+    // An idle minute: halted but for 10 ms of each second.
+    for _ in 0..60 {
+        set_runstate(&mut m.cx(), Runstate::BLOCKED);
+        advance(&m, 990_000_000);
+        set_runstate(&mut m.cx(), Runstate::RUNNING);
+        advance(&m, 10_000_000);
+        timer_interrupt(&mut m.cx());
+        assert_eq!(stolen(&m), 0);
+    }
+    // 600 ms of running are on the account: 399 more are not enough, and one more is.
+    advance(&m, 399_000_000);
+    timer_interrupt(&mut m.cx());
+    assert_eq!(stolen(&m), 0);
+    advance(&m, 1_000_000);
+    timer_interrupt(&mut m.cx());
+    assert_eq!(stolen(&m), S / 2);
+    // From here on it runs: every ten seconds.
+    m.plat.state().stolen_ns = S;
+    advance(&m, 10 * S - 1);
+    timer_interrupt(&mut m.cx());
+    assert_eq!(stolen(&m), S / 2);
+    advance(&m, 1);
+    set_runstate(&mut m.cx(), Runstate::BLOCKED);
+    assert_eq!(stolen(&m), S);
 }
 
 fn step() -> impl Strategy<Value = Step> {

@@ -108,8 +108,8 @@ hypercalls! {
         "The emergency console.";
     physdev_op_compat = (1 physdev::physdev_op_compat),
         "physdev_op with its old calling convention.";
-    grant_table_op = (3 gnttab::grant_table_op),
-        "Grant table set-up and queries.";
+    grant_table_op = (regs gnttab::grant_table_op),
+        "Grant tables, versions 1 and 2; the guest may map, copy and transfer its own grants.";
     vm_assist = (2 cpu::vm_assist),
         "Switches assists; those for page tables and segments change nothing.";
     update_va_mapping_otherdomain = (4 mmu::update_va_mapping_otherdomain),

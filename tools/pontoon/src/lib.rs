@@ -4,6 +4,7 @@
 //! benchmarks call it, too. From the bottom up:
 //! - [`apt`], [`kernel`]: Debian's kernels and tools, out of its signed packages;
 //! - [`cpio`], [`initramfs`], [`bundle`]: the archives a guest starts with;
+//! - [`image`]: the kernel inside a guest's disk image;
 //! - [`artefact`]: the project's own programs, found or built;
 //! - [`kvm`], [`nested`], [`qemu`], [`xen`]: the places a guest can run in;
 //! - [`host`]: choosing one of them and running a [`host::Machine`] there.
@@ -15,6 +16,7 @@ pub mod cache;
 pub mod cleanup;
 pub mod cpio;
 pub mod host;
+pub mod image;
 pub mod initramfs;
 pub mod kernel;
 pub mod kvm;

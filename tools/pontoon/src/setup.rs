@@ -31,6 +31,11 @@ const TEST: &[Need] = &[
     need("lzop", "/usr/bin/lzop"),
     need("bzip2", "/usr/bin/bzip2"),
     need("cpio", "/usr/bin/cpio"),
+    need("e2fsprogs", "/sbin/mke2fs"),
+    need("fdisk", "/sbin/sfdisk"),
+    need("dosfstools", "/sbin/mkfs.vfat"),
+    need("mtools", "/usr/bin/mcopy"),
+    need("mmdebstrap", "/usr/bin/mmdebstrap"),
 ];
 
 /// Makes sure guests can be run.

@@ -32,3 +32,6 @@ pub const PAGE_SIZE: usize = 4096;
 /// atomic fields (or padding made of them), so a shared reference to it is
 /// always valid. Every type that implements it is defined in this crate.
 pub trait SharedView: zerocopy::FromBytes + zerocopy::KnownLayout + Sync + 'static {}
+
+/// A page of anything.
+impl SharedView for [core::sync::atomic::AtomicU64; PAGE_SIZE / 8] {}

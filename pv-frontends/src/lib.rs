@@ -2,5 +2,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 pub mod blkback;
+pub mod vmbus;
 pub mod xenbus;

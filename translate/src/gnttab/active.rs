@@ -39,6 +39,9 @@ pub(super) struct Active {
     mfn: AtomicU64,
 }
 
+/// Bytes of one.
+pub(super) const ACTIVE_BYTES: usize = size_of::<Active>();
+
 const LOCKED: u64 = 1 << 32;
 /// The guest itself has pinned it, not a backend.
 const OWN: u64 = 1 << 33;

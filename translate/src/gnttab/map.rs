@@ -22,7 +22,10 @@ use crate::platform::{Platform, VcpuSet};
 use crate::regs::CpuRegs;
 
 /// Handles for each frame of the table.
-const HANDLES_PER_FRAME: usize = 64;
+const HANDLES_PER_FRAME: usize = 16;
+/// Bytes the mappings need for each frame of the table.
+pub(super) const BYTES_PER_FRAME: usize =
+    HANDLES_PER_FRAME * (size_of::<Mapping>() + size_of::<u32>());
 /// Mappings removed between two flushes of the TLBs (`GNTTAB_UNMAP_BATCH_SIZE`).
 const UNMAP_BATCH: usize = 32;
 /// Bit of a mapping's flags that goes into the entry's first available bit
@@ -55,9 +58,11 @@ impl MapTrack {
     /// Room for the mappings of a table of so many frames.
     pub(super) fn with_room(frames: usize) -> Self {
         let room = frames * HANDLES_PER_FRAME;
-        let mut mappings = Vec::new();
+        let mut mappings = Vec::with_capacity(room);
         mappings.resize(room, Mapping::default());
-        Self { mappings, free: (0..room as u32).rev().collect() }
+        let mut free = Vec::with_capacity(room);
+        free.extend((0..room as u32).rev());
+        Self { mappings, free }
     }
 
     /// Handles there are.

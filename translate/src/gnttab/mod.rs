@@ -27,7 +27,7 @@ use spin::{Mutex, RwLock};
 use xen_abi::grant_table::{
     GNTTABOP_ARG_SHIFT, GnttabCacheFlush, GnttabCopy, GnttabMapGrantRef, GnttabOp,
     GnttabSwapGrantRef, GnttabTransfer, GnttabUnmapGrantRef, GrantStatus, STATUS_PER_PAGE,
-    V2_ENTRIES_PER_PAGE,
+    V1_ENTRIES_PER_PAGE, V2_ENTRIES_PER_PAGE,
 };
 use xen_abi::{Errno, GuestVa, Mfn};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -47,6 +47,9 @@ pub const MAX_FRAMES: usize = 64;
 pub const MAX_STATUS_FRAMES: usize = MAX_FRAMES * V2_ENTRIES_PER_PAGE / STATUS_PER_PAGE;
 /// Frames worth giving to [`GrantTable::set_pool`].
 pub const MAX_POOL: usize = MAX_FRAMES + MAX_STATUS_FRAMES;
+/// Bytes [`GrantTable::set_pool`] allocates for [`MAX_POOL`] frames.
+pub const BOOKKEEPING_BYTES: usize =
+    MAX_FRAMES * V1_ENTRIES_PER_PAGE * active::ACTIVE_BYTES + MAX_POOL * map::BYTES_PER_FRAME;
 /// Elements one entry into ring 0 works on; the rest is a continuation.
 const BATCH: u32 = 256;
 /// As above, for operations that copy a page each.
@@ -75,7 +78,7 @@ impl GrantTable {
     /// Gives the frames tables are made of, at most [`MAX_POOL`]; `plat.frame` reaches their
     /// contents and `plat.may_map` allows the guest to map them. Of each 9 frames 8 become
     /// frames of entries and one a status frame. The guest starts with one frame. Allocates what
-    /// the bookkeeping needs: 16 bytes an entry.
+    /// the bookkeeping needs, at most [`BOOKKEEPING_BYTES`].
     pub fn set_pool<P: Platform>(&self, plat: &P, pool: &[Mfn]) {
         *self.maps.lock() = map::MapTrack::with_room(pool.len());
         self.table.write().set_pool(plat, pool);

@@ -93,6 +93,7 @@ impl Table {
         let (frames, rest) = pool.split_at(nr as usize);
         self.frames.extend(frames.iter().copied().take(MAX_FRAMES));
         self.status.extend(rest.iter().copied().take(MAX_STATUS_FRAMES));
+        self.active.reserve_exact(nr as usize * V1_ENTRIES_PER_PAGE);
         self.active.resize_with(nr as usize * V1_ENTRIES_PER_PAGE, Active::default);
         self.grow(plat, 1);
     }

@@ -5,8 +5,11 @@
 //! seeded random mutations of both (`FUZZ_RUNS` sets how many). `cargo xtask fuzz` runs the same
 //! functions under libFuzzer.
 
+mod disk;
 mod mutate;
 mod seeds;
+
+pub use disk::{bootmenu, image};
 
 pub use mutate::Mutator;
 pub use seeds::seeds;
@@ -28,11 +31,13 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 7] = [
+    Target { name: "bootmenu", run: bootmenu, runs: 3000 },
     Target { name: "bundle", run: bundle, runs: 3000 },
     Target { name: "cmdline", run: cmdline, runs: 3000 },
     Target { name: "decode", run: decode, runs: 20_000 },
     Target { name: "decompress", run: decompress, runs: 400 },
+    Target { name: "image", run: image, runs: 3000 },
     Target { name: "kernel", run: kernel, runs: 1500 },
 ];
 

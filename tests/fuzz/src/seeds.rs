@@ -23,6 +23,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             cmdline: Some(b"quiet"),
             config: Some(b"config"),
         })],
+        "bootmenu" => vec![GRUB2.into(), LEGACY.into(), SYSLINUX.into(), BLS.into()],
         "cmdline" => vec![
             b"console=hvc0 pontoon.console=com2 root=/dev/xvda pontoon.log=debug quiet".to_vec(),
             b"a=\"b c\" pontoon.mem=1G \"pontoon.hv-without=ipi,stimer\" pontoon.x".to_vec(),
@@ -33,9 +34,40 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             vec![0xe4, 0x61, 0xe7, 0x80, 0xec, 0xef, 0xfa, 0xfb, 0x0f, 0xa2, 0x0f, 0x32, 0xcc],
         ],
         "decompress" => PACKED.map(<[u8]>::to_vec).to_vec(),
+        "image" => images(),
         "kernel" => kernels(),
         _ => Vec::new(),
     }
+}
+
+const GRUB2: &[u8] = br#"# GRUB Environment Block
+load_env
+if [ "${next_entry}" ] ; then set default="${next_entry}"; else set default="1>0"; fi
+function f { for i in 1 2; do set x="$x$i"; done; return 1; }
+menuentry 'a' --class x --id b { search --fs-uuid --set=root 1-2
+ f "$1"; linux (hd0,gpt2)/vmlinuz root=UUID=1-2 ro ${x} ; initrd /a /b }
+submenu "c" { menuentry "d" { linux16 /k 'a b' \\
+ c } }
+while false; do true; done
+blscfg
+"#;
+const LEGACY: &[u8] = b"default=1\ntitle a\nroot (hd0,0)\nkernel /xen.gz\nmodule /vmlinuz ro\n\
+    module /initrd\ntitle b\nkernel --type=linux (hd0,1)/k root=/dev/xvda1\ninitrd /i\n";
+const SYSLINUX: &[u8] = b"DEFAULT a\nAPPEND x\nLABEL a\n MENU LABEL ^A\n LINUX ../k\n INITRD i,j\n\
+    label b\n kernel c.c32\n append initrd=/i root=/dev/xvda1\ninclude a.cfg\n";
+const BLS: &[u8] = b"title A\nversion 6.1\nlinux /k\ninitrd /i $x\noptions root=/dev/xvda1 ${y}\n";
+
+/// A small ext2 and a small FAT file system, as they are and on a partition.
+fn images() -> Vec<Vec<u8>> {
+    let ext = include_bytes!("../corpus/image/ext2").to_vec();
+    let fat = include_bytes!("../corpus/image/fat12").to_vec();
+    let mut disk = vec![0; 512];
+    disk[450] = 0x83;
+    disk[454] = 1;
+    disk[458..462].copy_from_slice(&(ext.len() as u32 / 512).to_le_bytes());
+    disk[510..].copy_from_slice(&[0x55, 0xaa]);
+    disk.extend_from_slice(&ext);
+    vec![ext, fat, disk]
 }
 
 fn note(out: &mut Vec<u8>, kind: NoteType, desc: &[u8]) {
@@ -126,7 +158,16 @@ fn legacy() -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use pontoon::image::Boot;
+    use std::rc::Rc;
     use translate::builder::Kernel;
+
+    #[test]
+    fn image_seeds_boot() {
+        for image in super::images() {
+            assert_eq!(Boot::find(Rc::new(image), None).unwrap().kernel, b"kernel");
+        }
+    }
 
     #[test]
     fn kernel_seeds_load() {

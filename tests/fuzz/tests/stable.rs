@@ -45,6 +45,11 @@ fn named(name: &str) -> &'static Target {
 }
 
 #[test]
+fn bootmenu() {
+    exercise(named("bootmenu"));
+}
+
+#[test]
 fn bundle() {
     exercise(named("bundle"));
 }
@@ -62,6 +67,11 @@ fn decode() {
 #[test]
 fn decompress() {
     exercise(named("decompress"));
+}
+
+#[test]
+fn image() {
+    exercise(named("image"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! From the bottom up:
 //! - [`bytes`]: reading an image, which is never written;
-//! - [`partition`], [`format`]: partitions, and what they hold;
+//! - [`partition`], [`mod@format`]: partitions, and what they hold;
 //! - [`fs`]: the file systems ext2/3/4 ([`ext`]) and FAT ([`fat`]);
 //! - [`disk`]: files across the volumes of a disk;
 //! - [`menu`]: boot menus, from [`grub`], [`legacy`], [`syslinux`], [`bls`];

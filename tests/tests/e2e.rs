@@ -4,7 +4,7 @@
 //! - `PONTOON_E2E_KERNELS`: Debian suites, separated by commas; default: all.
 //! - `PONTOON_E2E_WITHOUT`: sets of withheld features, sets separated by `;`,
 //!   features by commas; `none` for the full host, `each` for every single
-//!   feature and all together.
+//!   feature, with the tests it can matter to, and all together, with all tests.
 //! - `PONTOON_E2E_SHOW=1`: print the guests' consoles as they come.
 //! - `PONTOON_E2E_UNDER`: `auto`, `kvm`, `nested` or `qemu`.
 //!
@@ -14,7 +14,7 @@
 //! One host runs all guests, one after the other.
 
 use anyhow::{Context, Result, bail, ensure};
-use hvhost::features::NAMES;
+use hvhost::features::{HvFeatures, NAMES};
 use libtest_mimic::{Arguments, Failed, Trial};
 use pontoon::cleanup::Scratch;
 use pontoon::host::{Host, Input, Machine, Under};
@@ -45,25 +45,14 @@ fn main() -> ExitCode {
         let (lab, kernel, without) = (Arc::clone(&lab), kernel.to_owned(), without.to_vec());
         let run = move || {
             let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-            // A guest in three levels of emulation has been seen to stop once in some fifty boots
-            // (docs/testing.md): what fails is tried once more, and says so.
-            test(&mut lab, &kernel, &without)
-                .or_else(|e| {
-                    eprintln!("failed, once more: {e:#}");
-                    lab.host = None;
-                    test(&mut lab, &kernel, &without)
-                })
-                .map_err(|e| Failed::from(format!("{e:#}")))
+            test(&mut lab, &kernel, &without).map_err(|e| Failed::from(format!("{e:#}")))
         };
         trials.push(Trial::test(name, run).with_ignored_flag(ignored));
     };
     for kernel in &kernels {
-        for (label, without) in feature_sets() {
-            for (name, test) in TESTS {
-                // The timers are part of the stress program, too.
-                if name != "timers" || !without.is_empty() {
-                    add(format!("{kernel}{label}/{name}"), test, kernel, &without);
-                }
+        for set in feature_sets() {
+            for (name, test) in TESTS.into_iter().filter(|(name, _)| set.wants(name)) {
+                add(format!("{kernel}{}/{name}", set.label), test, kernel, &set.without);
             }
         }
         for (name, test) in NATIVE {
@@ -103,23 +92,59 @@ fn list(variable: &str, separator: &str) -> Option<Vec<String>> {
     Some(value.split(separator).map(|s| s.trim().to_owned()).collect())
 }
 
-/// Labels and the features they withhold.
-fn feature_sets() -> Vec<(String, Vec<String>)> {
-    let every = || NAMES.iter().map(|(name, _)| (*name).to_owned());
-    let all = || ("/without-all".to_owned(), every().collect());
+/// Host features withheld together.
+struct Set {
+    label: String,
+    without: Vec<String>,
+    /// One of [`each`](feature_sets): only the tests the feature can matter to.
+    single: Option<HvFeatures>,
+}
+
+impl Set {
+    fn of(label: &str, without: impl Iterator<Item = &'static str>) -> Self {
+        Self {
+            label: label.to_owned(),
+            without: without.map(str::to_owned).collect(),
+            single: None,
+        }
+    }
+
+    fn all() -> Self {
+        Self::of("/without-all", NAMES.iter().map(|(name, _)| *name))
+    }
+
+    fn each() -> impl Iterator<Item = Self> {
+        NAMES.iter().map(|&(name, feature)| Self {
+            single: Some(feature),
+            ..Self::of(&format!("/without-{name}"), std::iter::once(name))
+        })
+    }
+
+    fn wants(&self, test: &str) -> bool {
+        match (test, self.single) {
+            // They boot, keep time and power off. The full host runs them as part of the stress
+            // program.
+            ("timers", _) => !self.without.is_empty(),
+            (_, None) => true,
+            ("reboot", Some(feature)) => feature == HvFeatures::RESET,
+            ("crash", Some(feature)) => feature == HvFeatures::CRASH,
+            _ => false,
+        }
+    }
+}
+
+/// What `PONTOON_E2E_WITHOUT` asks for.
+fn feature_sets() -> Vec<Set> {
     let mut sets = Vec::new();
     for set in list("PONTOON_E2E_WITHOUT", ";").unwrap_or_else(|| vec!["none".into()]) {
         match set.as_str() {
-            "none" => sets.push((String::new(), Vec::new())),
-            "each" => {
-                sets.extend(every().map(|name| (format!("/without-{name}"), vec![name])));
-                sets.push(all());
-            }
-            "all" => sets.push(all()),
-            set => {
-                let names = set.split(',').map(str::to_owned).collect();
-                sets.push((format!("/without-{set}"), names));
-            }
+            "none" => sets.push(Set::of("", std::iter::empty())),
+            "each" => sets.extend(Set::each().chain(std::iter::once(Set::all()))),
+            "all" => sets.push(Set::all()),
+            set => sets.push(Set {
+                without: set.split(',').map(str::to_owned).collect(),
+                ..Set::of(&format!("/without-{set}"), std::iter::empty())
+            }),
         }
     }
     sets

@@ -9,7 +9,7 @@ pub struct Options {
     /// Host tests and one boot: a minute.
     #[arg(long)]
     quick: bool,
-    /// Boots of every kernel with every host feature withheld in turn: an hour.
+    /// Boots of every kernel with every host feature withheld in turn: three quarters of an hour.
     #[arg(long, conflicts_with = "quick")]
     matrix: bool,
 }

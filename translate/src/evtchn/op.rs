@@ -17,7 +17,7 @@ use super::{
 };
 use crate::Ctx;
 use crate::domain::Domain;
-use crate::outcome::{HcResult, efault, ret};
+use crate::outcome::{HcResult, Outcome, efault, ret};
 use crate::physdev::NR_PIRQS;
 use crate::platform::Platform;
 
@@ -58,8 +58,11 @@ fn send<P: Platform>(cx: &mut Ctx<'_, P>, port: u32) -> HcResult {
     match state.kind() {
         Kind::Ipi => set_pending(cx.dom, cx.plat, Here::on(cx.vcpu), port, state),
         Kind::Backend => {
-            if let Some(backend) = state.backend() {
-                kick_backend(cx, backend);
+            if let Some(backend) = state.backend()
+                && kick_backend(cx, backend)
+            {
+                // The guest kicks again, after it has taken its events.
+                return Ok(Outcome::Continue);
             }
         }
         Kind::Loopback => {
@@ -77,13 +80,17 @@ fn send<P: Platform>(cx: &mut Ctx<'_, P>, port: u32) -> HcResult {
     ret(0)
 }
 
-/// The guest kicked a backend.
-fn kick_backend<P: Platform>(cx: &mut Ctx<'_, P>, backend: Backend) {
+/// The guest kicked a backend; whether that has more to do.
+fn kick_backend<P: Platform>(cx: &mut Ctx<'_, P>, backend: Backend) -> bool {
     match backend {
         Backend::Console => crate::console::kicked(cx.dom, cx.plat, Here::on(cx.vcpu)),
+        Backend::Xenstore => {
+            return crate::xenstore::kicked(cx.dom, cx.plat, Here::on(cx.vcpu));
+        }
         // Not there yet.
-        Backend::Xenstore | Backend::Blk(_) | Backend::Net(_) => {}
+        Backend::Blk(_) | Backend::Net(_) => {}
     }
+    false
 }
 
 /// All but send.

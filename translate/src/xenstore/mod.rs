@@ -3,21 +3,37 @@
 //! Backends in the shim go through [`with`]: under the store's lock, with the rights of domain 0,
 //! as one atomic batch. The guest's requests come in by [`kicked`].
 
+mod check;
+mod connection;
+mod db;
 mod device;
+mod node;
+mod path;
+mod pool;
+mod request;
 mod store;
+#[cfg(test)]
+mod tests;
+mod transaction;
+mod watch;
 
+pub use connection::Served;
 pub use device::{Device, DomainConfig};
-pub use store::{Config, Store};
+pub use pool::SLOT_BYTES;
+pub use store::{Config, Limits, Store};
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
+use xen_abi::io::xs_wire::XenstoreDomainInterface;
 use xen_abi::{Errno, MachineAddr};
 
 use crate::domain::Domain;
-use crate::evtchn::Here;
+use crate::evtchn::{self, Backend, Here};
 use crate::platform::Platform;
 
+/// Requests carried out at a time.
+const BUDGET: usize = 16;
 /// No ring.
 const NONE: u64 = u64::MAX;
 
@@ -61,10 +77,15 @@ impl Xenstore {
     }
 
     /// Connects the ring page of `start_info` with the port that
-    /// [`crate::evtchn::EventChannels::alloc_backend`] gave.
-    pub fn connect(&self, ring: MachineAddr, port: u32) {
+    /// [`crate::evtchn::EventChannels::alloc_backend`] gave, and says what is offered.
+    pub fn connect<P: Platform>(&self, plat: &P, ring: MachineAddr, port: u32) {
         self.port.store(port, Ordering::Relaxed);
         self.ring.store(ring.0, Ordering::Release);
+        let mut store = self.store.lock();
+        if let (Some(ring), Some(store)) = (self.ring(plat), store.as_mut()) {
+            store.introduce(ring);
+            self.internal.store(store.internal_waiting(), Ordering::Relaxed);
+        }
     }
 
     /// Whether a backend has an event to take by [`Store::next_internal_event`]; no lock is taken.
@@ -72,13 +93,42 @@ impl Xenstore {
     pub fn internal_pending(&self) -> bool {
         self.internal.load(Ordering::Relaxed)
     }
+
+    fn ring<P: Platform>(&self, plat: &P) -> Option<&'static XenstoreDomainInterface> {
+        match self.ring.load(Ordering::Acquire) {
+            NONE => None,
+            at => plat.view(MachineAddr(at)),
+        }
+    }
+
+    /// Runs `f` on the store, then serves the ring; what `f` said, and whether work is left.
+    fn run<P: Platform, R>(
+        dom: &Domain,
+        plat: &P,
+        here: Here<'_>,
+        budget: usize,
+        f: impl FnOnce(&mut Store) -> R,
+    ) -> Option<(R, bool)> {
+        let this = &dom.xenstore;
+        let (result, served) = {
+            let mut store = this.store.lock();
+            let store = store.as_mut()?;
+            let result = f(store);
+            let served = this.ring(plat).map(|ring| store.serve(ring, budget)).unwrap_or_default();
+            this.internal.store(store.internal_waiting(), Ordering::Relaxed);
+            (result, served)
+        };
+        if served.notify {
+            evtchn::notify(dom, plat, here, this.port.load(Ordering::Relaxed), Backend::Xenstore);
+        }
+        Some((result, served.more))
+    }
 }
 
-/// The guest kicked the store, or its work goes on. Returns whether work is left: call it again
-/// soon.
+/// The guest kicked the store: carries out its requests, at most 16. Returns whether some are
+/// left: call it again, after events have been looked at.
 pub fn kicked<P: Platform>(dom: &Domain, plat: &P, here: Here<'_>) -> bool {
-    let _ = (dom, plat, here);
-    false
+    Xenstore::run(dom, plat, here, BUDGET, |_| ()).is_some_and(|((), more)| more)
 }
 
 /// Runs `f` on the store with the rights of domain 0, then sends the guest the events it caused.
@@ -90,6 +140,5 @@ pub fn with<P: Platform, R>(
     here: Here<'_>,
     f: impl FnOnce(&mut Store) -> R,
 ) -> Option<R> {
-    let _ = (plat, here);
-    dom.xenstore.store.lock().as_mut().map(f)
+    Xenstore::run(dom, plat, here, 0, f).map(|(result, _)| result)
 }

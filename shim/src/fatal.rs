@@ -34,7 +34,10 @@ pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
 pub fn shutdown(why: Shutdown, regs: Option<&CpuRegs>) -> ! {
     match why {
         Shutdown::Poweroff => crate::power::off(),
-        Shutdown::Reboot => crate::power::reset(),
+        Shutdown::Reboot => {
+            crate::devices::unload();
+            crate::power::reset()
+        }
         Shutdown::GuestCrash => crash("the guest kernel reported a crash", None),
         Shutdown::Watchdog => crash("the guest's watchdog fired", None),
         Shutdown::DomainCrash(text) => crash(text, regs),
@@ -77,6 +80,7 @@ fn crash(text: &str, regs: Option<&CpuRegs>) -> ! {
         print_regs(frame);
     }
     crate::trace::dump();
+    crate::devices::unload();
     let parameters = regs.map_or([0; 3], |r| [r.rip, r.rsp, r.rax]);
     crate::hv::crash::report(text, parameters);
     crate::power::triple_fault()

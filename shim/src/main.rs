@@ -9,6 +9,7 @@ extern crate alloc;
 mod acpi;
 mod boot;
 mod cpu;
+mod devices;
 mod fatal;
 mod guest;
 mod hv;

@@ -250,8 +250,34 @@ fn reference_time(deadline_ns: u64, now: u64) -> u64 {
     reference + ahead
 }
 
-/// Arms or stops this processor's timer. A deadline it is armed for already costs nothing.
+/// Sets the guest's deadline on this processor, or clears it.
 pub fn set_timer(cpu: &Cpu, deadline_ns: Option<u64>) {
+    cpu.guest_deadline.set(deadline_ns);
+    arm(cpu);
+}
+
+/// Sets the devices' deadline on this processor, or clears it.
+pub fn set_device_timer(cpu: &Cpu, deadline_ns: Option<u64>) {
+    if cpu.device_deadline.get() != deadline_ns {
+        cpu.device_deadline.set(deadline_ns);
+        arm(cpu);
+    }
+}
+
+/// The timer has fired: it is armed for nothing, and the guest arms it anew.
+pub fn fired(cpu: &Cpu) {
+    cpu.armed.set(None);
+    cpu.guest_deadline.set(None);
+}
+
+/// Arms this processor's timer for the first of its deadlines, or stops it. A deadline it is armed
+/// for already costs nothing.
+fn arm(cpu: &Cpu) {
+    let deadline_ns = match (cpu.guest_deadline.get(), cpu.device_deadline.get()) {
+        (Some(guest), Some(device)) => Some(guest.min(device)),
+        (guest, None) => guest,
+        (None, device) => device,
+    };
     if cpu.armed.get() == deadline_ns {
         return;
     }

@@ -15,7 +15,7 @@ use crate::cpu::{self, Cpu, Features, apic, gdt, idt};
 use crate::mm::layout::{DIRECT_MAP_BASE, FIXMAP_BASE, M2P_BASE, MAX_VCPUS, SHIM_BASE, SHIM_SIZE};
 use crate::mm::page_table::{NoFrames, ShimTables, pte};
 use crate::mm::{self, fixmap, frames, heap, phys_to_virt};
-use crate::{hv, log, power, serial, time};
+use crate::{devices, hv, log, power, serial, time};
 use info::BootInfo;
 use memory::Ranges;
 
@@ -156,7 +156,7 @@ fn own_bytes(machine: &BootMachine, vcpus: u64) -> u64 {
     let gib = machine.ram.last().map_or(0, |r| r.end >> 30) + 1;
     let tables = 32 + machine.ram.len() as u64 * 2 + if machine.features.page_1g { 8 } else { gib };
     let per_vcpu = 1 + percpu::DATA_PAGES + percpu::STACK_PAGES + 1 + 4;
-    let pages = tables + vcpus * per_vcpu + SHARED_FRAMES + 8;
+    let pages = tables + vcpus * per_vcpu + SHARED_FRAMES + devices::POOL_PAGES + 8;
     pages * PAGE + RESIDENT_HEAP
 }
 
@@ -276,12 +276,15 @@ fn start_processor(machine: &BootMachine, mut own: Own) -> ! {
     let Some(source) = time::init(&machine.acpi.power) else {
         give_up!("no clock to measure the TSC with")
     };
-    let vp_index = hv.map_or(0, hv::init_cpu);
+    let vp_index = hv.map_or(0, |hv| hv::init_cpu(0, hv));
     let synic = hv.is_some_and(|hv| hv::synic::init_cpu(0, hv));
     let timer = time::init_timer(&machine.features, synic);
     let rate = if time::tsc_scale().invariant { ", invariant" } else { "" };
     log!(Info, "TSC by {source}{rate}, timer: {timer}");
     route_serial(&machine.acpi);
+    if synic && hv.is_some_and(devices::possible) {
+        devices::start();
+    }
     guest::launch(machine, own, vp_index, cmdline, &options)
 }
 

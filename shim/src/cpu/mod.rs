@@ -42,6 +42,10 @@ pub struct Cpu {
     pub steal_base: Cell<Option<(u64, u64)>>,
     /// Deadline the hardware timer is armed for; `None` = not armed.
     pub armed: Cell<Option<u64>>,
+    /// Deadlines of the guest and of the devices.
+    pub guest_deadline: Cell<Option<u64>>,
+    /// As above.
+    pub device_deadline: Cell<Option<u64>>,
     /// NMIs, machine checks seen in ring 0 and not yet passed on.
     pub nmi_seen: Cell<bool>,
     /// Debug exceptions that hit ring 0 (a guest's breakpoint on memory the shim touched).
@@ -166,6 +170,8 @@ impl Cpu {
             halted_ns: Cell::new(0),
             steal_base: Cell::new(None),
             armed: Cell::new(None),
+            guest_deadline: Cell::new(None),
+            device_deadline: Cell::new(None),
             nmi_seen: Cell::new(false),
             debug_seen: Cell::new(0),
         }

@@ -12,6 +12,7 @@
 //! ```
 //! The area starts at a multiple of [`PERCPU_STRIDE`], so any stack pointer in it finds it.
 
+use core::arch::asm;
 use core::mem::{offset_of, size_of};
 
 use static_assertions::const_assert;
@@ -19,7 +20,7 @@ use translate::regs::CpuRegs;
 use translate::vcpu::{Entry, Vcpu};
 
 use crate::cpu::tss::Tss;
-use crate::mm::layout::{PERCPU_BASE, PERCPU_STRIDE};
+use crate::mm::layout::{MAX_VCPUS, PERCPU_BASE, PERCPU_STRIDE};
 
 /// Offset of [`PerCpu`] in the area; the assembly and the linker script know it as 4096.
 pub const DATA_OFFSET: u64 = 0x1000;
@@ -143,6 +144,16 @@ impl Area {
     pub const fn ist_tops(self) -> [u64; 4] {
         [self.0 + DF_TOP, self.0 + NMI_TOP, self.0 + MC_TOP, self.0 + DB_TOP]
     }
+}
+
+/// The calling processor's number, by the stack it is on; 0 while it is on the boot stack.
+#[inline]
+pub fn current_id() -> u32 {
+    let stack: u64;
+    // SAFETY: reading RSP has no effect.
+    unsafe { asm!("mov {}, rsp", out(reg) stack, options(nomem, nostack, preserves_flags)) };
+    let offset = stack.wrapping_sub(PERCPU_BASE);
+    if offset < PERCPU_STRIDE * MAX_VCPUS as u64 { (offset / PERCPU_STRIDE) as u32 } else { 0 }
 }
 
 /// IST index of #DF.

@@ -3,20 +3,24 @@
 
 pub mod crash;
 pub mod synic;
+pub mod vmbus;
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use hv_abi::HvStatus;
 use hv_abi::cpuid::{
     self as hvid, Features, INTERFACE_HV1, LEAF_FEATURES, LEAF_INTERFACE, LEAF_RECOMMENDATIONS,
     LEAF_VENDOR, MIN_MAX_LEAF, Privileges, VENDOR_MICROSOFT,
 };
 use hv_abi::guest_os_id::GuestOsId;
-use hv_abi::hypercall::CallCode;
+use hv_abi::hypercall::{CallCode, Control, HvResult};
 use hv_abi::msr::{self as hvmsr, PageMsr, ReenlightenmentControl};
 use hv_abi::reference_tsc::{ReferenceTsc, ReferenceTscPage};
 use spin::Once;
+use zerocopy::{Immutable, IntoBytes};
 
-use crate::cpu::{cpuid, msr};
+use crate::cpu::{cpuid, msr, percpu};
+use crate::mm::layout::MAX_VCPUS;
 use crate::mm::{fixmap, frames, phys_to_virt};
 
 /// What the host offers and the shim may use.
@@ -56,6 +60,9 @@ pub struct Enlightenments {
 
 static HV: Once<Enlightenments> = Once::new();
 static HYPERCALL: AtomicU64 = AtomicU64::new(0);
+/// Physical addresses of the processors' pages for hypercall inputs.
+static INPUTS: [AtomicU64; MAX_VCPUS] = [const { AtomicU64::new(0) }; MAX_VCPUS];
+static VP_INDEX: [AtomicU32; MAX_VCPUS] = [const { AtomicU32::new(0) }; MAX_VCPUS];
 static REF_TSC: Once<&'static ReferenceTscPage> = Once::new();
 
 /// What the host offers, once [`detect`] has seen it.
@@ -144,8 +151,13 @@ pub fn init_vm(hv: &Enlightenments, map_hypercall: impl FnOnce(u64) -> bool) {
     }
 }
 
-/// Sets up what is per processor: VP index, VP assist page. Returns the VP index.
-pub fn init_cpu(hv: &Enlightenments) -> u32 {
+/// Sets up what is per processor: VP index, hypercall input, VP assist page. Returns the VP index.
+pub fn init_cpu(cpu: u32, hv: &Enlightenments) -> u32 {
+    let index = vp_index(hv);
+    VP_INDEX[cpu as usize].store(index, Ordering::Relaxed);
+    if hv.hypercall {
+        INPUTS[cpu as usize].store(frames::alloc(1, 4096).unwrap_or(0), Ordering::Release);
+    }
     if hv.apic
         && let Some(page) = frames::alloc(1, 4096)
     {
@@ -155,7 +167,12 @@ pub fn init_cpu(hv: &Enlightenments) -> u32 {
         let page = unsafe { &*phys_to_virt(page).cast::<hv_abi::synic::VpAssistPage>() };
         crate::cpu::apic::set_vp_assist(page);
     }
-    vp_index(hv)
+    index
+}
+
+/// The calling processor's VP index.
+pub fn current_vp_index() -> u32 {
+    VP_INDEX[percpu::current_id() as usize].load(Ordering::Relaxed)
 }
 
 /// This processor's VP index; 0 where the host does not say.
@@ -210,27 +227,48 @@ pub fn vp_runtime_ns() -> Option<u64> {
         .map(|_| unsafe { msr::read(hvmsr::HV_X64_MSR_VP_RUNTIME) }.wrapping_mul(100))
 }
 
-/// A fast hypercall with one or two register inputs.
-fn fast_hypercall(code: CallCode, first: u64, second: u64) -> Option<u64> {
+/// A hypercall; `first` and `second` are what RDX and R8 are to hold.
+///
+/// # Safety
+/// They must be inputs that let the host change no memory but what the call is about.
+unsafe fn call(control: Control, first: u64, second: u64) -> HvStatus {
     let page = HYPERCALL.load(Ordering::Acquire);
     if page == 0 {
-        return None;
+        return HvStatus::INVALID_HYPERCALL_CODE;
     }
-    let control = hv_abi::hypercall::Control::new(code).fast().0;
     let result: u64;
-    // SAFETY: the hypercall page is set up; fast calls used here change no memory.
+    // SAFETY: the hypercall page is set up; the rest is the caller's promise.
     unsafe {
         core::arch::asm!("call {page}", page = in(reg) page,
-            in("rcx") control, in("rdx") first, in("r8") second, lateout("rax") result,
+            in("rcx") control.0, in("rdx") first, in("r8") second, lateout("rax") result,
             lateout("rcx") _, lateout("rdx") _, lateout("r8") _, lateout("r9") _,
             lateout("r10") _, lateout("r11") _);
     }
-    Some(result)
+    HvResult(result).status()
+}
+
+/// A fast hypercall with one or two register inputs and no output.
+fn fast_hypercall(code: CallCode, first: u64, second: u64) -> HvStatus {
+    // SAFETY: the inputs are values, not addresses.
+    unsafe { call(Control::new(code).fast(), first, second) }
+}
+
+/// A hypercall whose input is a structure; it has no output.
+fn hypercall<T: IntoBytes + Immutable>(code: CallCode, input: &T) -> HvStatus {
+    let page = INPUTS[percpu::current_id() as usize].load(Ordering::Acquire);
+    let bytes = input.as_bytes();
+    if page == 0 || bytes.len() > 4096 {
+        return HvStatus::INVALID_HYPERCALL_INPUT;
+    }
+    // SAFETY: this processor's input page, which only this function uses, with interrupts off.
+    unsafe { phys_to_virt(page).copy_from(bytes.as_ptr(), bytes.len()) };
+    // SAFETY: the input lies where RDX says, and there is no output.
+    unsafe { call(Control::new(code), page, 0) }
 }
 
 /// Tells the host that this processor spins.
 pub fn notify_long_spin_wait(spins: u32) {
     if get().is_some_and(|hv| hv.spin_limit != u32::MAX) {
-        let _ = fast_hypercall(CallCode::NOTIFY_LONG_SPIN_WAIT, u64::from(spins), 0);
+        fast_hypercall(CallCode::NOTIFY_LONG_SPIN_WAIT, u64::from(spins), 0);
     }
 }

@@ -3,7 +3,9 @@
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use hv_abi::msr::{self as hvmsr, PageMsr, SCONTROL_ENABLE, Sint};
-use hv_abi::synic::{MessagePage, MessageType, VMBUS_SINT};
+use hv_abi::synic::{
+    EventFlags, EventFlagsPage, MESSAGE_PAYLOAD_BYTES, MessagePage, MessageType, VMBUS_SINT,
+};
 use hv_abi::timer::StimerConfig;
 
 use super::Enlightenments;
@@ -18,6 +20,8 @@ const TIMER_SINT: u8 = VMBUS_SINT;
 
 static MESSAGES: [AtomicPtr<MessagePage>; MAX_VCPUS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_VCPUS];
+static EVENTS: [AtomicPtr<EventFlagsPage>; MAX_VCPUS] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_VCPUS];
 
 /// Sets up this processor's SynIC. `false` where there is no memory for it.
 pub fn init_cpu(cpu: u32, hv: &Enlightenments) -> bool {
@@ -27,6 +31,8 @@ pub fn init_cpu(cpu: u32, hv: &Enlightenments) -> bool {
     let Some(pages) = frames::alloc(2, 4096) else { return false };
     let messages = phys_to_virt(pages).cast::<MessagePage>();
     MESSAGES[cpu as usize].store(messages, Ordering::Release);
+    let events = phys_to_virt(pages + 4096).cast::<EventFlagsPage>();
+    EVENTS[cpu as usize].store(events, Ordering::Release);
     for (number, page) in [(hvmsr::HV_X64_MSR_SIMP, pages), (hvmsr::HV_X64_MSR_SIEFP, pages + 4096)]
     {
         // SAFETY: the host offers the SynIC.
@@ -67,19 +73,55 @@ pub fn arm_timer(reference_time: Option<u64>) {
     unsafe { msr::write(hvmsr::stimer_count(0), reference_time.map_or(0, |t| t.max(1))) };
 }
 
-/// Takes the timer's message out of its slot and lets the next one in. `false` when there is none.
-pub fn take_timer_message(cpu: u32) -> bool {
+/// What was in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// Nothing.
+    Nothing,
+    /// A timer expired.
+    Timer,
+    /// A message of VMBus, with so many bytes.
+    Channel(usize),
+    /// A message nobody here waits for.
+    Other,
+}
+
+/// Takes the message out of a processor's VMBus slot and lets the next one in, for which an
+/// interrupt comes.
+pub fn take_message(cpu: u32, payload: &mut [u8; MESSAGE_PAYLOAD_BYTES]) -> Taken {
     let page = MESSAGES[cpu as usize].load(Ordering::Acquire);
     // SAFETY: null, or the page of atomics set in `init_cpu`, never given back.
-    let Some(page) = (unsafe { page.as_ref() }) else { return false };
-    let slot = &page.slots[usize::from(TIMER_SINT)];
-    let kind = slot.message_type();
-    if kind == MessageType::NONE {
-        return false;
-    }
+    let Some(page) = (unsafe { page.as_ref() }) else { return Taken::Nothing };
+    let slot = &page.slots[usize::from(VMBUS_SINT)];
+    let taken = match slot.message_type() {
+        MessageType::NONE => return Taken::Nothing,
+        MessageType::TIMER_EXPIRED => Taken::Timer,
+        MessageType::VMBUS_CHANNEL => {
+            for (to, from) in payload.chunks_exact_mut(8).zip(&slot.payload) {
+                to.copy_from_slice(&from.load(Ordering::Relaxed).to_ne_bytes());
+            }
+            let bytes = usize::from(slot.payload_size.load(Ordering::Relaxed));
+            Taken::Channel(bytes.min(MESSAGE_PAYLOAD_BYTES))
+        }
+        _ => Taken::Other,
+    };
     if slot.release() {
         // SAFETY: only tells the host that the slot is free.
         unsafe { msr::write(hvmsr::HV_X64_MSR_EOM, 0) };
     }
-    kind == MessageType::TIMER_EXPIRED
+    taken
+}
+
+/// The event flags of VMBus on a processor.
+pub fn event_flags(cpu: u32) -> Option<&'static EventFlags> {
+    let page = EVENTS[cpu as usize].load(Ordering::Acquire);
+    // SAFETY: null, or the page of atomics set in `init_cpu`, never given back.
+    let page = unsafe { page.as_ref() }?;
+    Some(&page.sints[usize::from(VMBUS_SINT)])
+}
+
+/// Processors that have a SynIC: none behind this number.
+pub fn cpus() -> u32 {
+    let ready = |page: &AtomicPtr<MessagePage>| !page.load(Ordering::Relaxed).is_null();
+    MESSAGES.iter().rposition(ready).map_or(0, |last| last as u32 + 1)
 }

@@ -6,6 +6,7 @@ pub mod guest;
 pub mod heap;
 pub mod layout;
 pub mod page_table;
+pub mod pool;
 pub mod words;
 
 use core::sync::atomic::{AtomicU64, Ordering};

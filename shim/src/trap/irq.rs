@@ -1,24 +1,39 @@
 //! Interrupts: the timer, the serial port, kicks. Each handler runs with interrupts off, does a
 //! bounded amount of work and acknowledges at the local APIC.
 
+use hv_abi::synic::MESSAGE_PAYLOAD_BYTES;
 use translate::{console, time};
 
 use crate::cpu::apic;
 use crate::cpu::idt::vector;
 use crate::cpu::percpu::PerCpu;
+use crate::devices;
+use crate::hv::synic::{self, Taken};
+
+fn timer(pc: &mut PerCpu) {
+    crate::time::fired(&pc.cpu);
+    super::with_ctx(pc, time::timer_interrupt);
+}
 
 /// Handles one interrupt.
 pub(super) fn handle(number: u8, pc: &mut PerCpu) {
     match number {
         vector::TIMER => {
-            pc.cpu.armed.set(None);
-            super::with_ctx(pc, time::timer_interrupt);
+            timer(pc);
+            devices::settle(&pc.cpu);
         }
         vector::SINT => {
-            if crate::hv::synic::take_timer_message(pc.cpu.id) {
-                pc.cpu.armed.set(None);
-                super::with_ctx(pc, time::timer_interrupt);
+            // One message: for the next one the host interrupts again.
+            let mut payload = [0; MESSAGE_PAYLOAD_BYTES];
+            match synic::take_message(pc.cpu.id, &mut payload) {
+                Taken::Timer => timer(pc),
+                Taken::Channel(bytes) => {
+                    devices::message(payload.get(..bytes).unwrap_or_default());
+                }
+                Taken::Nothing | Taken::Other => {}
             }
+            devices::signals(&pc.cpu);
+            devices::settle(&pc.cpu);
         }
         vector::SERIAL => super::with_ctx(pc, |cx| console::input(cx.dom, cx.plat)),
         vector::TSC_CHANGED => crate::time::tsc_changed(),

@@ -118,13 +118,16 @@ pub(super) fn read<P: Platform>(cx: &Ctx<'_, P>, msr: u32) -> Option<u64> {
 }
 
 fn known<P: Platform>(cx: &Ctx<'_, P>, msr: u32) -> Option<u64> {
+    // Linux looks at it once a second when idle. The vendor would cost a CPUID, which is a VM exit.
+    if msr == TSC_ADJUST {
+        // Nobody has moved the guest's TSC, and nobody can.
+        return has_invariant_tsc(cx).then_some(0);
+    }
     let vendor = vendor(cx);
     let intel = |value| (vendor == Vendor::Intel).then_some(value);
     let amd = |value| (vendor == Vendor::Amd).then_some(value);
     match msr {
         TSC => Some(control::tsc(cx)),
-        // Nobody has moved the guest's TSC, and nobody can.
-        TSC_ADJUST => has_invariant_tsc(cx).then_some(0),
         EFER => Some(EFER_VALUE),
         PAT => Some(PAT_VALUE),
         APIC_BASE => Some(APIC_BASE_VALUE | if cx.vcpu.id == 0 { APIC_BASE_BSP } else { 0 }),

@@ -74,7 +74,7 @@ pub struct VmBus<H: Hypervisor> {
     pub(super) drivers: Box<[Arc<dyn Driver<H>>]>,
     pub(super) state: Mutex<State>,
     /// Open channels, by number.
-    open: RwLock<Vec<Arc<Channel>>>,
+    pub(super) open: RwLock<Vec<Arc<Channel>>>,
     /// Where messages go; 0 while there is nowhere. Apart from the state, so that a crash finds it
     /// whatever lock is held.
     pub(super) message_connection: AtomicU32,
@@ -356,16 +356,7 @@ impl<H: Hypervisor> VmBus<H> {
             state.limbo.push_back((until, rings.gpfns));
             self.poll_at(until);
         }
-        let gone: Vec<_> = state
-            .gpadls
-            .iter()
-            .filter(|(_, gpadl)| gpadl.channel == id)
-            .map(|(&gpadl, _)| gpadl)
-            .collect();
-        for gpadl in gone {
-            state.gpadls.remove(&gpadl);
-            state.outbox.forget_gpadl(gpadl);
-        }
+        state.gpadls.retain(|_, gpadl| gpadl.channel != id);
         state.outbox.push(&RelidReleased { channel_id: id, ..RelidReleased::empty() });
         self.finish(state);
     }

@@ -149,8 +149,13 @@ impl<H: Hypervisor> VmBus<H> {
             rings.channel.shut();
         }
         self.unpublish(id);
+        let entry_driver = entry.driver;
+        // What is not posted yet of its lists would be for nobody.
+        for (&gpadl, _) in state.gpadls.iter().filter(|(_, gpadl)| gpadl.channel == id) {
+            state.outbox.forget_gpadl(gpadl);
+        }
         // Even without a driver: the release follows the event.
-        let driver = entry.driver.unwrap_or(usize::MAX);
+        let driver = entry_driver.unwrap_or(usize::MAX);
         state.event(Some(driver), Event::Rescinded(id));
     }
 

@@ -23,11 +23,15 @@ mod control;
 mod counters;
 mod data;
 mod dispatch;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 mod gpadl;
 mod outbox;
 mod platform;
 pub mod ring;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use channel::Channel;
 pub use client::{CloseError, OpenError, OpenParams, VmBus};

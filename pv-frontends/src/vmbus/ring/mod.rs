@@ -21,6 +21,8 @@
 mod incoming;
 mod memory;
 mod outgoing;
+#[cfg(test)]
+mod tests;
 
 use core::sync::atomic::Ordering;
 

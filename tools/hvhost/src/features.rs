@@ -106,6 +106,14 @@ impl HvFeatures {
         }
     }
 
+    /// Whether there is a VMBus: it needs hypercalls and the SynIC, and the privilege
+    /// to use them, which OpenVMM does not announce.
+    #[must_use]
+    pub fn has_vmbus(self, openvmm_like: bool) -> bool {
+        self.contains(Self::HYPERCALL | Self::SYNIC)
+            && (openvmm_like || self.contains(Self::MESSAGES))
+    }
+
     /// The partition privileges these features stand for.
     #[must_use]
     pub fn privileges(self) -> Privileges {

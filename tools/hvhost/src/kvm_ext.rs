@@ -3,25 +3,30 @@
 #![allow(unsafe_code, reason = "raw ioctls on file descriptors of KVM's")]
 
 use anyhow::{Context, Result, bail};
-use kvm_bindings::{CpuId, KVM_CAP_SYS_HYPERV_CPUID, KVMIO, kvm_cpuid_entry2, kvm_cpuid2};
-use kvm_ioctls::Kvm;
+use kvm_bindings::{
+    CpuId, KVM_CAP_SYS_HYPERV_CPUID, KVM_HYPERV_EVENTFD_DEASSIGN, KVMIO, kvm_cpuid_entry2,
+    kvm_cpuid2, kvm_hyperv_eventfd,
+};
+use kvm_ioctls::{Kvm, VmFd};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ref};
 
-use request::{KVM_GET_STATS_FD, KVM_GET_SUPPORTED_HV_CPUID};
+use request::{KVM_GET_STATS_FD, KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD};
 
 /// Request numbers.
 mod request {
     #![allow(missing_docs, reason = "the macros make public functions")]
-    use super::{KVMIO, kvm_cpuid2};
-    use vmm_sys_util::{ioctl_io_nr, ioctl_iowr_nr};
+    use super::{KVMIO, kvm_cpuid2, kvm_hyperv_eventfd};
+    use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
     ioctl_iowr_nr!(KVM_GET_SUPPORTED_HV_CPUID, KVMIO, 0xc1, kvm_cpuid2);
     ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
+    ioctl_iow_nr!(KVM_HYPERV_EVENTFD, KVMIO, 0xbd, kvm_hyperv_eventfd);
 }
 
 /// Room for the leaves KVM returns; it knows about a dozen.
@@ -45,6 +50,20 @@ pub fn supported_hv_cpuid(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>> {
         return Err(io::Error::last_os_error()).context("KVM_GET_SUPPORTED_HV_CPUID");
     }
     Ok(leaves.as_slice().to_vec())
+}
+
+/// Has KVM itself write `event` when the guest signals `connection`, or no longer.
+/// `false`: KVM does not, and the signals come as exits.
+pub fn hyperv_eventfd(vm: &VmFd, connection: u32, event: &EventFd, assign: bool) -> bool {
+    let request = kvm_hyperv_eventfd {
+        conn_id: connection,
+        fd: event.as_raw_fd(),
+        flags: if assign { 0 } else { KVM_HYPERV_EVENTFD_DEASSIGN },
+        ..Default::default()
+    };
+    // SAFETY: the descriptor is a VM's, and the argument the structure the request
+    // reads.
+    unsafe { ioctl_with_ref(vm, KVM_HYPERV_EVENTFD(), &request) == 0 }
 }
 
 /// The statistics file of a VM or virtual processor; `None` where KVM has none.

@@ -11,11 +11,13 @@
 //! options ── machine ──┬── memory, boot/{pvh,linux64,bzimage}, acpi
 //!                      ├── cpuid, features, msrs, synic   (what the guest sees of Hyper-V)
 //!                      ├── vcpu (one thread each) ── ports ── serial, rtc, pm ── ioapic
+//!                      ├── vmbus (one thread for each open channel) ── storvsp
 //!                      └── stats, exit
 //! ```
 
 pub mod acpi;
 pub mod boot;
+pub mod control;
 pub mod cpuid;
 pub mod exit;
 pub mod features;
@@ -28,13 +30,16 @@ pub mod options;
 pub mod pm;
 pub mod ports;
 pub mod probe;
+pub mod routing;
 pub mod rtc;
 pub mod serial;
 pub mod stats;
+pub mod storvsp;
 pub mod synic;
 pub mod terminal;
 pub mod trace;
 pub mod vcpu;
+pub mod vmbus;
 
 pub use exit::{ExitStatus, Outcome};
 pub use features::HvFeatures;

@@ -3,27 +3,32 @@
 
 use crate::acpi;
 use crate::boot::{self, Payload};
+use crate::control;
 use crate::cpuid::{self, Shape};
 use crate::exit::Outcome;
 use crate::features::HvFeatures;
-use crate::ioapic::{IoApic, IrqLine, Msi, MsiSink, PINS};
+use crate::ioapic::{IoApic, IrqLine, PINS};
 use crate::kvm_ext::{stats_file, supported_hv_cpuid};
 use crate::memory::{self, KVM_IDENTITY_MAP, KVM_TSS, Memory};
 use crate::msrs::{self, CrashMsrs};
 use crate::options::Options;
 use crate::ports::Ports;
 use crate::probe;
+use crate::routing::{self, Routing};
 use crate::serial::{COM_IRQ, Com};
 use crate::stats::Counters;
+use crate::storvsp::Storage;
+use crate::synic::Synic;
 use crate::trace::Trace;
 use crate::vcpu::{Shared, Vcpu};
+use crate::vmbus::Bus;
 use anyhow::{Context, Result};
 use hv_abi::cpuid::LEAF_VENDOR;
+use hv_abi::msr::HV_X64_MSR_EOM;
 use kvm_bindings::{
     CpuId, KVM_CAP_HYPERV_ENFORCE_CPUID, KVM_CAP_HYPERV_SYNIC2, KVM_CAP_SPLIT_IRQCHIP,
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES,
-    KVM_MSR_EXIT_REASON_FILTER, KvmIrqRouting, kvm_cpuid_entry2, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region, kvm_xcrs,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER,
+    kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region, kvm_xcrs,
 };
 use kvm_ioctls::{
     Cap, Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd,
@@ -39,36 +44,6 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Instant;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-
-/// Interrupts into KVM.
-struct KvmMsi(Arc<VmFd>);
-
-impl MsiSink for KvmMsi {
-    fn inject(&self, msi: Msi) {
-        let msi = kvm_msi { address_lo: msi.address, data: msi.data, ..Default::default() };
-        // An interrupt nobody takes is lost, as on hardware.
-        let _ = self.0.signal_msi(msi);
-    }
-
-    fn routes(&self, routes: &[Msi; PINS]) {
-        let entries: Vec<kvm_irq_routing_entry> = (0u32..)
-            .zip(routes)
-            .map(|(gsi, msi)| {
-                let mut entry =
-                    kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
-                entry.u.msi.address_lo = msi.address;
-                entry.u.msi.__bindgen_anon_1.devid = 0;
-                entry.u.msi.data = msi.data;
-                entry
-            })
-            .collect();
-        // Routes matter only for the EOI of level-triggered interrupts; without
-        // them such a line would stay quiet, and nothing better can be done.
-        if let Ok(routing) = KvmIrqRouting::from_entries(&entries) {
-            let _ = self.0.set_gsi_routing(&routing);
-        }
-    }
-}
 
 /// Runs the machine the options describe.
 ///
@@ -87,19 +62,31 @@ pub fn run(options: &Options) -> Result<Outcome> {
 
     let (events, ended) = mpsc::channel();
     watch_signals(options, &counters, &events)?;
-    let ioapic = Arc::new(IoApic::new(Box::new(KvmMsi(vm.clone())), counters.clone()));
+    let routing = Routing::new(vm.clone());
+    let ioapic = Arc::new(IoApic::new(Box::new(routing.clone()), counters.clone()));
     let [irq1, irq2] = COM_IRQ.map(|pin| IrqLine::new(ioapic.clone(), pin));
-    let markers = options.marker.clone();
+    let at = options.at.iter().map(|at| at.marker.clone());
+    let markers = options.marker.iter().cloned().chain(at).collect();
     let com2 = Com::new(&options.com2, irq2, Vec::new(), counters.clone(), &events)?;
     let com1 = Com::new(&options.com1, irq1, markers, counters.clone(), &events)?;
-    if hv.is_some_and(|features| features.contains(HvFeatures::CRASH)) {
-        route_crash_msrs(&vm)?;
-    }
+    let features = hv.unwrap_or(HvFeatures::empty());
+    route_msrs(&vm, features)?;
     if probe::has_statistics(&kvm) {
         counters.add_vm(stats_file(&*vm));
     }
+    let synic = Arc::new(Synic::new(memory.clone(), options.cpus, Box::new(routing.clone())));
+    let bus = features
+        .has_vmbus(options.openvmm_like)
+        .then(|| Bus::new(&memory, synic.clone(), Some(vm.clone()), counters.clone()));
+    let storage = match &bus {
+        Some(bus) => Some(Storage::new(bus.clone(), &memory, options)?),
+        None => None,
+    };
+    control::start(options, storage.as_ref(), &counters)?;
     let shared = Arc::new(Shared {
         memory,
+        synic,
+        bus,
         ports: Ports::new(com1.clone(), com2.clone()),
         ioapic,
         crash: Mutex::new(CrashMsrs::default()),
@@ -107,22 +94,24 @@ pub fn run(options: &Options) -> Result<Outcome> {
     });
 
     let mut vcpus = Vec::new();
-    for (id, fd) in create_vcpus(&kvm, &vm, options, hv)?.into_iter().enumerate() {
+    for (id, fd) in (0u32..).zip(create_vcpus(&kvm, &vm, options, hv)?) {
         counters.add_vcpu(stats_file(&fd));
-        let vcpu = Vcpu::new(fd, shared.clone());
+        let vcpu = Vcpu::new(id, fd, shared.clone());
         vcpu.set_memory_type()?;
         if id == 0 {
             vcpu.enter(entry)?;
         }
         vcpus.push(vcpu);
     }
-    start(vcpus, options, &counters, &events)?;
+    start(vcpus, options, &counters, &events, &routing)?;
     let outcome = wait(options, &ended);
     com1.drain();
     com2.drain();
+    let settled = storage.map_or(Ok(()), |storage| storage.settle());
     let written = write_stats(options.stats.as_deref(), &counters, Some(&outcome));
     counters.end_trace();
     written?;
+    settled?;
     Ok(outcome)
 }
 
@@ -180,18 +169,30 @@ fn load(options: &Options, memory: &Memory, payload: &Payload) -> Result<boot::E
     boot::load(&machine, payload, options.door)
 }
 
-/// Has accesses to the crash MSRs handed out, where they are offered.
-fn route_crash_msrs(vm: &VmFd) -> Result<()> {
-    let reason = u64::from(KVM_MSR_EXIT_REASON_FILTER);
-    enable_vm_cap(vm, KVM_CAP_X86_USER_SPACE_MSR, reason).context("KVM_CAP_X86_USER_SPACE_MSR")?;
-    let filter = MsrFilterRange {
-        flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
-        base: *msrs::RANGE.start(),
-        msr_count: msrs::RANGE.end() - msrs::RANGE.start() + 1,
+/// Has accesses to the MSRs that are done here handed out, where they are offered.
+fn route_msrs(vm: &VmFd, features: HvFeatures) -> Result<()> {
+    let range = |base: u32, msr_count: u32, flags| MsrFilterRange {
+        flags,
+        base,
+        msr_count,
         // Bits of zero: none of the range is KVM's own to do.
         bitmap: &[0],
     };
-    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[filter]).context("KVM_X86_SET_MSR_FILTER")
+    let mut ranges = Vec::new();
+    if features.contains(HvFeatures::CRASH) {
+        let count = msrs::RANGE.end() - msrs::RANGE.start() + 1;
+        let both = MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE;
+        ranges.push(range(*msrs::RANGE.start(), count, both));
+    }
+    if features.contains(HvFeatures::SYNIC) {
+        ranges.push(range(HV_X64_MSR_EOM, 1, MsrFilterRangeFlags::WRITE));
+    }
+    if ranges.is_empty() {
+        return Ok(());
+    }
+    let reason = u64::from(KVM_MSR_EXIT_REASON_FILTER);
+    enable_vm_cap(vm, KVM_CAP_X86_USER_SPACE_MSR, reason).context("KVM_CAP_X86_USER_SPACE_MSR")?;
+    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges).context("KVM_X86_SET_MSR_FILTER")
 }
 
 fn create_vcpus(
@@ -226,9 +227,14 @@ fn create_vcpus(
 fn create_vcpu(vm: &VmFd, shape: &Shape, leaves: &[kvm_cpuid_entry2]) -> Result<VcpuFd> {
     let fd = vm.create_vcpu(shape.id.into()).context("KVM_CREATE_VCPU")?;
     if let Some(features) = shape.hv {
-        let mut cap = kvm_enable_cap { cap: KVM_CAP_HYPERV_ENFORCE_CPUID, ..Default::default() };
-        cap.args[0] = 1;
-        fd.enable_cap(&cap).context("KVM_CAP_HYPERV_ENFORCE_CPUID")?;
+        // OpenVMM's hypercalls for messages and events work although no privilege
+        // says so; KVM can only enforce all or nothing.
+        if !shape.openvmm_like {
+            let mut cap =
+                kvm_enable_cap { cap: KVM_CAP_HYPERV_ENFORCE_CPUID, ..Default::default() };
+            cap.args[0] = 1;
+            fd.enable_cap(&cap).context("KVM_CAP_HYPERV_ENFORCE_CPUID")?;
+        }
         // KVM's timers need its SynIC, even in direct mode; the SynIC's own MSRs
         // stay closed where it is withheld.
         if features.intersects(HvFeatures::SYNIC | HvFeatures::STIMER) {
@@ -257,13 +263,16 @@ fn start(
     options: &Options,
     counters: &Counters,
     events: &Sender<Outcome>,
+    routing: &Routing,
 ) -> Result<()> {
+    routing::catch_kicks()?;
     // Tracing wants to know the threads, by their names, before they run: they
     // wait once until all are there and once until it has started.
     let ready = Arc::new(Barrier::new(vcpus.len() + 1));
+    let mut threads = Vec::new();
     for (id, mut vcpu) in vcpus.into_iter().enumerate() {
         let (events, ready) = (events.clone(), ready.clone());
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
                 ready.wait();
@@ -272,7 +281,9 @@ fn start(
                 let _ = events.send(vcpu.run());
             })
             .context("cannot start a thread for a virtual processor")?;
+        threads.push(thread);
     }
+    routing.set_threads(threads);
     ready.wait();
     if options.trace {
         counters.add_trace(Trace::start()?);
@@ -336,5 +347,5 @@ fn write_stats(path: Option<&Path>, counters: &Counters, end: Option<&Outcome>) 
     report.write(path)
 }
 
-// What `route_crash_msrs` asks KVM for is what `MsrExitReason` calls a filter exit.
+// What `route_msrs` asks KVM for is what `MsrExitReason` calls a filter exit.
 const _: () = assert!(MsrExitReason::Filter.bits() == KVM_MSR_EXIT_REASON_FILTER);

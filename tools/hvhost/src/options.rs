@@ -2,6 +2,8 @@
 
 use crate::features::HvFeatures;
 use crate::memory::{MAX_MEMORY, MIN_MEMORY};
+use crate::storvsp::options::{CONTROLLERS_MAX, place};
+use crate::storvsp::{DiskOptions, Fault};
 use anyhow::{Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
@@ -54,6 +56,27 @@ pub struct Options {
     /// Take the entry state and the features OpenVMM gives on KVM.
     #[arg(long)]
     pub openvmm_like: bool,
+    /// A disk: FILE[,ro][,sector=4096][,scsi=C:L][,dvd][,direct=on|off][,format=raw|vhd].
+    #[arg(long, value_name = "FILE[,…]")]
+    pub disk: Vec<DiskOptions>,
+    /// A fault: [scsi=C:L,][op=OP,][sectors=N-M,][times=N,] and error, delay=MS or short.
+    #[arg(long, value_name = "SPEC")]
+    pub disk_fault: Vec<Fault>,
+    /// SCSI controllers, 0 to 8 [default: as many as the disks need].
+    #[arg(long, value_name = "N")]
+    pub scsi_controllers: Option<u32>,
+    /// Sub-channels each controller allows [default: processors less one].
+    #[arg(long, value_name = "N")]
+    pub scsi_sub_channels: Option<u16>,
+    /// Have signals come through the monitor page.
+    #[arg(long)]
+    pub vmbus_monitor: bool,
+    /// Take commands on this UNIX socket: see docs/hvhost.md.
+    #[arg(long, value_name = "SOCKET")]
+    pub control: Option<PathBuf>,
+    /// When TEXT first appears on COM1, do what --control takes.
+    #[arg(long, value_name = "TEXT=COMMAND")]
+    pub at: Vec<At>,
     /// Write counters as JSON at the end, and to FILE.N at each SIGUSR1.
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
@@ -87,7 +110,15 @@ impl Options {
         if !self.module.is_empty() && self.door == Door::Linux64 {
             bail!("--module needs the PVH door; the Linux boot protocol has one slot, the initrd");
         }
-        HvFeatures::all_without(&self.hv_without)?;
+        let features = self.hv_features()?.unwrap_or(HvFeatures::empty());
+        place(&self.disk)?;
+        let storage = !self.disk.is_empty() || self.scsi_controllers.is_some();
+        if storage && !features.has_vmbus(self.openvmm_like) {
+            bail!("disks need VMBus, which needs the features hypercall, synic and messages");
+        }
+        if self.scsi_controllers.is_some_and(|count| count > CONTROLLERS_MAX) {
+            bail!("--scsi-controllers: at most {CONTROLLERS_MAX}");
+        }
         Ok(())
     }
 
@@ -107,6 +138,28 @@ impl Options {
     #[must_use]
     pub fn time_limit(&self) -> Option<Duration> {
         self.timeout.map(Duration::from_secs)
+    }
+}
+
+/// A command to be done at a time in the guest's life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct At {
+    /// When this text first appears on COM1.
+    pub marker: String,
+    /// A line as `--control` takes it.
+    pub command: String,
+}
+
+impl FromStr for At {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once('=') {
+            Some((marker, command)) if !marker.is_empty() && !command.is_empty() => {
+                Ok(Self { marker: marker.into(), command: command.into() })
+            }
+            _ => bail!("expected TEXT=COMMAND"),
+        }
     }
 }
 
@@ -225,6 +278,10 @@ mod tests {
         assert_eq!(o.time_limit(), Some(Duration::from_secs(9)));
         assert_eq!(o.marker, ["a", "b"]);
         assert!(!o.hv_features().unwrap().unwrap().contains(HvFeatures::IPI));
+        let o = parse(&["--disk", "a,ro", "--disk", "b", "--openvmm-like"]).unwrap();
+        assert!(o.validate().is_ok() && o.disk[0].read_only && !o.disk[1].read_only);
+        let o = parse(&["--at", "@@ x=disk-add /y,ro"]).unwrap();
+        assert_eq!((&*o.at[0].marker, &*o.at[0].command), ("@@ x", "disk-add /y,ro"));
     }
 
     #[test]
@@ -235,6 +292,9 @@ mod tests {
         assert!(parse(&["--com1", "file:"]).is_err());
         assert!(parse(&["--door", "multiboot"]).is_err());
         assert!(parse(&["--no-hyperv", "--hv-without", "ipi"]).is_err());
+        assert!(parse(&["--disk", "a,rw"]).is_err());
+        assert!(parse(&["--disk-fault", "x"]).is_err());
+        assert!(parse(&["--at", "text"]).is_err());
         for words in [
             &["--cpus", "0"][..],
             &["--cpus", "65"],
@@ -242,6 +302,10 @@ mod tests {
             &["--memory", "65G"],
             &["--com2", "stdio"],
             &["--hv-without", "tlb"],
+            &["--disk", "a", "--no-hyperv"],
+            &["--disk", "a", "--hv-without", "messages"],
+            &["--disk", "a,scsi=0:0", "--disk", "b,scsi=0:0"],
+            &["--scsi-controllers", "9"],
             &["--door", "linux64", "--module", "m"],
         ] {
             assert!(parse(words).unwrap().validate().is_err(), "{words:?}");

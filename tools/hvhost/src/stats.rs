@@ -2,13 +2,15 @@
 
 use crate::kvm_ext::KvmStats;
 use crate::trace::{Trace, TraceReport};
+use crate::vmbus::{ChannelCounters, ChannelReport};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Reasons for which a virtual processor returns to this program.
@@ -67,6 +69,8 @@ pub struct Counters {
     msrs: Mutex<BTreeMap<u32, MsrCount>>,
     first_entry: Mutex<Option<Duration>>,
     markers: Mutex<BTreeMap<String, f64>>,
+    channels: Mutex<BTreeMap<String, Arc<ChannelCounters>>>,
+    marker_watch: Mutex<Option<Sender<String>>>,
     kvm: Mutex<KvmFiles>,
 }
 
@@ -109,6 +113,9 @@ pub struct Report {
     pub msrs: BTreeMap<String, MsrCount>,
     /// Interrupts this program injected, by line.
     pub interrupts: BTreeMap<String, u64>,
+    /// VMBus channels, by device and sub-channel.
+    #[serde(default)]
+    pub channels: BTreeMap<String, ChannelReport>,
     /// KVM's own statistics.
     pub kvm: KvmReport,
     /// Counts of KVM's tracepoints (`--trace`).
@@ -151,6 +158,8 @@ impl Counters {
             msrs: Mutex::default(),
             first_entry: Mutex::default(),
             markers: Mutex::default(),
+            channels: Mutex::default(),
+            marker_watch: Mutex::default(),
             kvm: Mutex::default(),
         }
     }
@@ -203,6 +212,12 @@ impl Counters {
         }
     }
 
+    /// Counters of a VMBus channel; the same ones whenever it is opened.
+    #[must_use]
+    pub fn channel(&self, name: &str) -> Arc<ChannelCounters> {
+        lock(&self.channels).entry(name.to_string()).or_default().clone()
+    }
+
     /// Counts an interrupt injected.
     pub fn interrupt(&self, gsi: usize) {
         if let Some(counter) = self.interrupts.get(gsi) {
@@ -217,8 +232,20 @@ impl Counters {
 
     /// Notes that a marker was seen; only the first time counts.
     pub fn marker(&self, text: &str) {
+        if let Some(watch) = &*lock(&self.marker_watch) {
+            // Whoever watched may have ended.
+            let _ = watch.send(text.to_string());
+        }
         let now = millis(self.started.elapsed());
         lock(&self.markers).entry(text.to_string()).or_insert(now);
+    }
+
+    /// Markers from here on, as they are seen.
+    #[must_use]
+    pub fn watch_markers(&self) -> Receiver<String> {
+        let (sender, receiver) = mpsc::channel();
+        *lock(&self.marker_watch) = Some(sender);
+        receiver
     }
 
     /// All counters as they stand.
@@ -254,6 +281,10 @@ impl Counters {
                 .enumerate()
                 .filter(|(_, count)| *count != 0)
                 .map(|(gsi, count)| (gsi.to_string(), count))
+                .collect(),
+            channels: lock(&self.channels)
+                .iter()
+                .map(|(name, counters)| (name.clone(), counters.report()))
                 .collect(),
             kvm: KvmReport {
                 vm: kvm.vm.as_ref().map(KvmStats::read).unwrap_or_default(),

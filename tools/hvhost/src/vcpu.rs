@@ -7,12 +7,14 @@ use crate::ioapic::{self, IoApic};
 use crate::memory::{IOAPIC_BASE, Memory};
 use crate::msrs::CrashMsrs;
 use crate::ports::Ports;
+use crate::routing::Kickable;
 use crate::stats::{Counters, ExitReason};
-use crate::synic::{self, SynicPages};
+use crate::synic::Synic;
+use crate::vmbus::Bus;
 use anyhow::{Context, Result};
 use hv_abi::HvStatus;
 use hv_abi::hypercall::{Control, HvResult};
-use hv_abi::msr::PageMsr;
+use hv_abi::msr::{HV_X64_MSR_EOM, PageMsr};
 use kvm_bindings::{
     KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_IO_OUT, KVM_SYSTEM_EVENT_RESET, Msrs,
     kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
@@ -44,15 +46,19 @@ pub struct Shared {
     pub ioapic: Arc<IoApic>,
     /// Crash MSRs.
     pub crash: Mutex<CrashMsrs>,
+    /// SynICs.
+    pub synic: Arc<Synic>,
+    /// VMBus, where the guest may use it.
+    pub bus: Option<Arc<Bus>>,
     /// Counters.
     pub counters: Arc<Counters>,
 }
 
 /// A virtual processor with what it needs to run.
 pub struct Vcpu {
+    id: u32,
     fd: VcpuFd,
     shared: Arc<Shared>,
-    synic: SynicPages,
 }
 
 /// What an exit leads to.
@@ -62,6 +68,8 @@ enum Next {
     /// The exit's data is in the shared page, where `VcpuExit` does not show it.
     Io,
     Hyperv,
+    /// The guest freed a message slot others wait for.
+    EndOfMessage,
     /// The processor refuses the guest's state.
     Refused(u64),
     /// KVM gives up on the guest, for a reason in the shared page.
@@ -73,8 +81,8 @@ enum Next {
 impl Vcpu {
     /// A virtual processor whose CPUID is already set.
     #[must_use]
-    pub fn new(fd: VcpuFd, shared: Arc<Shared>) -> Self {
-        Self { fd, shared, synic: SynicPages::default() }
+    pub fn new(id: u32, fd: VcpuFd, shared: Arc<Shared>) -> Self {
+        Self { id, fd, shared }
     }
 
     /// Gives the first processor its entry state.
@@ -106,7 +114,16 @@ impl Vcpu {
     /// Runs until the machine ends.
     #[must_use]
     pub fn run(&mut self) -> Outcome {
+        let run: *mut kvm_run = self.fd.get_kvm_run();
+        // SAFETY: the page is mapped as long as the descriptor lives, and `self`
+        // outlives this function.
+        let _kickable = unsafe { Kickable::new(run) };
         loop {
+            // A kick from here on ends the entry below, or prevents it.
+            self.fd.set_kvm_immediate_exit(0);
+            if self.shared.synic.has_posted(self.id) {
+                self.shared.synic.deliver(self.id);
+            }
             match self.step() {
                 Next::Run => {}
                 Next::End(outcome) => return outcome,
@@ -116,6 +133,7 @@ impl Vcpu {
                     }
                 }
                 Next::Hyperv => self.hyperv(),
+                Next::EndOfMessage => self.end_of_message(),
                 Next::Refused(reason) => {
                     let what = refusal(reason, self.fd.get_sregs().ok().as_ref());
                     return self.broken(&what);
@@ -171,6 +189,9 @@ impl Vcpu {
             Ok(VcpuExit::X86Wrmsr(exit)) => {
                 count(ExitReason::MsrWrite);
                 shared.counters.msr(exit.index, true);
+                if exit.index == HV_X64_MSR_EOM {
+                    return Next::EndOfMessage;
+                }
                 let report = crash().write(exit.index, exit.data, &shared.memory);
                 report.map_or(Next::Run, |report| Next::End(Outcome::Crash(report)))
             }
@@ -226,7 +247,8 @@ impl Vcpu {
                 // SAFETY: the type says that `synic` is the member in use.
                 let synic = unsafe { exit.u.synic };
                 let (messages, events) = (PageMsr(synic.msg_page), PageMsr(synic.evt_page));
-                self.synic.update(synic.msr, messages, events, &self.shared.memory);
+                let shared = &self.shared;
+                shared.synic.update(self.id, synic.msr, synic.control, messages, events);
             }
             KVM_EXIT_HYPERV_HCALL => {
                 counters.exit(ExitReason::HypervHypercall);
@@ -234,10 +256,21 @@ impl Vcpu {
                 let call = unsafe { &mut exit.u.hcall };
                 let control = Control(call.input);
                 counters.hypercall(control.code().0);
-                call.result = HvResult::new(synic::hypercall(control), 0).0;
+                let status = match &self.shared.bus {
+                    Some(bus) => bus.hypercall(control, call.params[0]),
+                    None => HvStatus::INVALID_HYPERCALL_CODE,
+                };
+                call.result = HvResult::new(status, 0).0;
             }
             _ => counters.exit(ExitReason::Other),
         }
+    }
+
+    /// The guest wrote EOM: KVM's timers and our messages may have waited for that.
+    fn end_of_message(&self) {
+        // KVM knows the MSR wherever it has a SynIC.
+        let _ = self.set_msr(HV_X64_MSR_EOM, 0);
+        self.shared.synic.deliver(self.id);
     }
 
     fn broken(&self, what: &str) -> Outcome {

@@ -1,0 +1,115 @@
+//! Commands to a running machine: lines on a UNIX socket (`--control`), or one
+//! line each when a text appears on COM1 (`--at`).
+//!
+//! Each line is answered by `ok`, with the result behind it, or `error` and why;
+//! results of several lines end with an empty one.
+
+use crate::options::{At, Options};
+use crate::stats::Counters;
+use crate::storvsp::Storage;
+use anyhow::{Context, Result};
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::thread;
+
+/// Longest line taken.
+const LINE_MAX: u64 = 64 << 10;
+
+/// Starts what the options ask for.
+///
+/// # Errors
+/// The socket cannot be made.
+pub fn start(options: &Options, storage: Option<&Arc<Storage>>, counters: &Counters) -> Result<()> {
+    if let Some(path) = &options.control {
+        let listener =
+            listen(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        let storage = storage.cloned();
+        thread::Builder::new().name("control".into()).spawn(move || {
+            // One peer at a time.
+            for stream in listener.incoming().flatten() {
+                let _ = serve(&stream, storage.as_deref());
+            }
+        })?;
+    }
+    if !options.at.is_empty() {
+        let (seen, list, storage) =
+            (counters.watch_markers(), options.at.clone(), storage.cloned());
+        thread::Builder::new()
+            .name("at".into())
+            .spawn(move || at(&seen, &list, storage.as_deref()))?;
+    }
+    Ok(())
+}
+
+/// Takes the place of a socket nobody serves any more.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket())
+        && UnixStream::connect(path).is_err()
+    {
+        fs::remove_file(path)?;
+    }
+    UnixListener::bind(path)
+}
+
+fn serve(stream: &UnixStream, storage: Option<&Storage>) -> io::Result<()> {
+    let mut writer = stream;
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        let mut limited = io::Read::take(&mut reader, LINE_MAX);
+        if limited.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        writer.write_all(answer(&line, storage).as_bytes())?;
+    }
+}
+
+fn answer(line: &str, storage: Option<&Storage>) -> String {
+    match command(line, storage) {
+        Ok(text) if text.contains('\n') => format!("ok\n{text}\n\n"),
+        Ok(text) => format!("ok {text}\n"),
+        Err(error) => format!("error {error:#}\n"),
+    }
+}
+
+fn command(line: &str, storage: Option<&Storage>) -> Result<String> {
+    storage.context("this machine has no VMBus")?.command(line)
+}
+
+fn at(seen: &Receiver<String>, list: &[At], storage: Option<&Storage>) {
+    for text in seen {
+        for at in list.iter().filter(|at| at.marker == text) {
+            let result = answer(&at.command, storage);
+            eprintln!("hvhost: {}: {}\r", at.command, result.trim_end());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        drop(UnixListener::bind(&path).unwrap());
+        let listener = listen(&path).unwrap();
+        assert!(listen(&path).is_err(), "served");
+        let peer = UnixStream::connect(&path).unwrap();
+        (&peer).write_all(b"list\nnonsense\n").unwrap();
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        // The connection of the second attempt to listen comes first.
+        for stream in listener.incoming().take(2) {
+            serve(&stream.unwrap(), None).unwrap();
+        }
+        let mut text = String::new();
+        io::Read::read_to_string(&mut &peer, &mut text).unwrap();
+        assert_eq!(text, "error this machine has no VMBus\n".repeat(2));
+    }
+}

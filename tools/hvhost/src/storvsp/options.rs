@@ -1,0 +1,198 @@
+//! `--disk FILE[,word]…`.
+
+use crate::storvsp::fault::parse_scsi;
+use anyhow::{Context, Result, bail};
+use hv_abi::Guid;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Controllers a machine may have.
+pub const CONTROLLERS_MAX: u32 = 8;
+/// Units of a controller.
+pub const LUNS_MAX: u8 = 64;
+
+/// Whether to go around the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direct {
+    /// Where the file system can.
+    Auto,
+    /// Always, or not at all.
+    On,
+    /// Never.
+    Off,
+}
+
+/// How a file holds the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Raw, unless it looks like something else, which is refused.
+    Guess,
+    /// Raw, whatever it looks like.
+    Raw,
+    /// A VHD of fixed size.
+    Vhd,
+}
+
+/// A disk of the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// File or block device.
+    pub file: PathBuf,
+    /// The guest must not write.
+    pub read_only: bool,
+    /// Logical sector size.
+    pub sector_bytes: u32,
+    /// Controller and unit; `None`: the next free.
+    pub scsi: Option<(u32, u8)>,
+    /// A DVD.
+    pub dvd: bool,
+    /// Page cache.
+    pub direct: Direct,
+    /// Format.
+    pub format: Format,
+    /// Identity; `None`: made from file and place.
+    pub id: Option<Guid>,
+}
+
+impl FromStr for DiskOptions {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut words = text.split(',');
+        let file = words.next().unwrap_or_default();
+        if file.is_empty() {
+            bail!("expected FILE[,ro][,sector=512|4096][,scsi=C:L][,dvd][,direct=on|off]");
+        }
+        let mut options = Self {
+            file: file.into(),
+            read_only: false,
+            sector_bytes: 0,
+            scsi: None,
+            dvd: false,
+            direct: Direct::Auto,
+            format: Format::Guess,
+            id: None,
+        };
+        for word in words {
+            match word.split_once('=').unwrap_or((word, "")) {
+                ("ro", "") => options.read_only = true,
+                ("dvd", "") => options.dvd = true,
+                ("sector", "512") => options.sector_bytes = 512,
+                ("sector", "4096") => options.sector_bytes = 4096,
+                ("sector", value) => bail!("sector={value}: expected 512 or 4096"),
+                ("scsi", value) => options.scsi = Some(parse_scsi(value)?),
+                ("direct", "on") => options.direct = Direct::On,
+                ("direct", "off") => options.direct = Direct::Off,
+                ("format", "raw") => options.format = Format::Raw,
+                ("format", "vhd") => options.format = Format::Vhd,
+                ("format", value) => bail!("format={value}: expected raw or vhd"),
+                ("id", value) => {
+                    options.id = Some(Guid::parse(value).context("id= wants a GUID")?);
+                }
+                _ => bail!(
+                    "{word:?}: expected ro, sector=, scsi=C:L, dvd, direct=on|off, format=raw|vhd or id=GUID"
+                ),
+            }
+        }
+        match (options.dvd, options.sector_bytes) {
+            (true, 0) => (options.sector_bytes, options.read_only) = (2048, true),
+            (true, _) => bail!("a DVD has sectors of 2048 bytes: leave sector= out"),
+            (false, 0) => options.sector_bytes = 512,
+            _ => {}
+        }
+        if let Some((controller, lun)) = options.scsi
+            && (controller >= CONTROLLERS_MAX || lun >= LUNS_MAX)
+        {
+            bail!(
+                "scsi={controller}:{lun}: there are controllers 0 to {} and LUNs 0 to {}",
+                CONTROLLERS_MAX - 1,
+                LUNS_MAX - 1
+            );
+        }
+        Ok(options)
+    }
+}
+
+/// Gives every disk a place: the one it names, else the next free LUN of
+/// controller 0.
+///
+/// # Errors
+/// Two disks at one place, or no place left.
+pub fn place(disks: &[DiskOptions]) -> Result<Vec<(u32, u8)>> {
+    let mut taken = BTreeSet::new();
+    for place in disks.iter().filter_map(|disk| disk.scsi) {
+        if !taken.insert(place) {
+            bail!("two disks at scsi={}:{}", place.0, place.1);
+        }
+    }
+    disks
+        .iter()
+        .map(|disk| match disk.scsi {
+            Some(place) => Ok(place),
+            None => {
+                let next = (0..LUNS_MAX).map(|lun| (0, lun)).find(|place| !taken.contains(place));
+                let place = next.with_context(|| {
+                    format!("controller 0 is full; place {} with scsi=C:L", disk.file.display())
+                })?;
+                taken.insert(place);
+                Ok(place)
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<DiskOptions> {
+        text.parse()
+    }
+
+    #[test]
+    fn words() {
+        let o = parse("/a b.img,ro,sector=4096,scsi=1:63,direct=off,format=raw").unwrap();
+        assert_eq!(o.file, PathBuf::from("/a b.img"));
+        assert_eq!((o.read_only, o.sector_bytes, o.scsi), (true, 4096, Some((1, 63))));
+        assert_eq!((o.direct, o.format), (Direct::Off, Format::Raw));
+        let o = parse("x.iso,dvd").unwrap();
+        assert_eq!((o.read_only, o.sector_bytes, o.dvd), (true, 2048, true));
+        let id = "f8615163-df3e-46c5-913f-f2d2f965ed0e";
+        assert_eq!(parse(&format!("x,id={id}")).unwrap().id, Guid::parse(id));
+    }
+
+    #[test]
+    fn refusals_are_one_line() {
+        for text in [
+            "",
+            ",ro",
+            "x,rw",
+            "x,ro=1",
+            "x,sector=520",
+            "x,sector=512,dvd",
+            "x,scsi=8:0",
+            "x,scsi=0:64",
+            "x,scsi=0",
+            "x,scsi=-1:0",
+            "x,direct=maybe",
+            "x,format=qcow2",
+            "x,id=1",
+        ] {
+            let error = format!("{:#}", parse(text).unwrap_err());
+            assert!(!error.contains('\n') && !error.is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn places() {
+        let disks: Vec<_> = ["a", "b,scsi=0:1", "c", "d,scsi=2:0", "e,scsi=0:0"]
+            .iter()
+            .map(|t| parse(t).unwrap())
+            .collect();
+        assert_eq!(place(&disks).unwrap(), [(0, 2), (0, 1), (0, 3), (2, 0), (0, 0)]);
+        let twice = [parse("a,scsi=0:1").unwrap(), parse("b,scsi=0:1").unwrap()];
+        assert!(place(&twice).is_err());
+        assert!(place(&vec![parse("a").unwrap(); 65]).is_err());
+    }
+}

@@ -1,7 +1,7 @@
 //! A disk: its volumes, and files named as boot loaders name them.
 
 use super::bytes::{ReadAt, Window};
-use super::format::{Content, container, content};
+use super::format::{Content, container, content, fixed_vhd};
 use super::fs::{self, FileSystem, Kind};
 use super::partition::{Partition, Table, partitions};
 use anyhow::{Result, anyhow, bail};
@@ -35,12 +35,16 @@ pub struct Place {
 }
 
 impl Disk {
-    /// Finds the volumes in `image`. An error if it is not raw, or nothing in it
-    /// can be read.
+    /// Finds the volumes in `image`. An error if it is neither raw nor a VHD of
+    /// fixed size, or nothing in it can be read.
     pub fn open(image: Rc<dyn ReadAt>) -> Result<Self> {
         if let Some(name) = container(&*image) {
-            bail!("its format is {name}; the kernel is found in raw images only");
+            bail!("its format is {name}; the kernel is found in raw images and fixed VHDs only");
         }
+        let image: Rc<dyn ReadAt> = match fixed_vhd(&*image) {
+            Some(size) => Rc::new(Window::new(image, 0, size)),
+            None => image,
+        };
         let window = |p: &Partition| Window::new(Rc::clone(&image), p.start_bytes, p.len_bytes);
         // A FAT file system's boot code could look like a partition table.
         let table = match content(&*image) {

@@ -4,13 +4,12 @@ use super::bytes::{ReadAt, le16, le32, peek};
 
 /// File formats of disk images that are not the disk's bytes as they are.
 ///
-/// Names, and where their magic number lies: from the start, or from the end.
-const CONTAINERS: [(&str, i64, &[u8]); 8] = [
+/// Names, and where their magic number lies.
+const CONTAINERS: [(&str, u64, &[u8]); 7] = [
     ("qcow2", 0, b"QFI\xfb"),
     ("VHDX", 0, b"vhdxfile"),
     // A dynamic VHD begins with a copy of its footer.
     ("VHD (dynamic)", 0, b"conectix"),
-    ("VHD (fixed)", -512, b"conectix"),
     ("VMDK", 0, b"KDMV"),
     ("VMDK (descriptor)", 0, b"# Disk DescriptorFile"),
     ("VDI", 64, b"\x7f\x10\xda\xbe"),
@@ -20,12 +19,18 @@ const CONTAINERS: [(&str, i64, &[u8]); 8] = [
 /// The name of an image's file format if it is not raw.
 #[must_use]
 pub fn container(image: &dyn ReadAt) -> Option<&'static str> {
-    let found = CONTAINERS.iter().find(|(_, at, magic)| {
-        let at =
-            if *at < 0 { image.len().checked_add_signed(*at) } else { u64::try_from(*at).ok() };
-        at.is_some_and(|at| has(image, at, magic))
-    });
+    let found = CONTAINERS.iter().find(|(_, at, magic)| has(image, *at, magic));
     found.map(|(name, ..)| *name)
+}
+
+/// The size of the disk in a VHD of fixed size: the disk's bytes as they are, and
+/// a footer behind them (Virtual Hard Disk Image Format Specification, 1.0).
+#[must_use]
+pub fn fixed_vhd(image: &dyn ReadAt) -> Option<u64> {
+    let footer: [u8; 512] = peek(image, image.len().checked_sub(512)?)?;
+    let size = footer.get(48..).and_then(|f| f.first_chunk()).map(|f| u64::from_be_bytes(*f))?;
+    let fixed = footer.starts_with(b"conectix") && footer.get(60..64) == Some(&[0, 0, 0, 2]);
+    (fixed && size <= image.len() - 512).then_some(size)
 }
 
 /// What a partition, or a disk without any, holds.
@@ -104,7 +109,13 @@ mod tests {
     fn containers_are_named() {
         assert_eq!(container(&with(4096, 0, b"QFI\xfb")), Some("qcow2"));
         assert_eq!(container(&with(4096, 0, b"vhdxfile")), Some("VHDX"));
-        assert_eq!(container(&with(4096, 4096 - 512, b"conectix")), Some("VHD (fixed)"));
+        let mut fixed = with(4096 + 512, 4096, b"conectix");
+        assert_eq!(fixed_vhd(&fixed), None);
+        fixed[4096 + 48..4096 + 56].copy_from_slice(&4096u64.to_be_bytes());
+        fixed[4096 + 63] = 2;
+        assert_eq!((container(&fixed), fixed_vhd(&fixed)), (None, Some(4096)));
+        fixed[4096 + 48] = 1;
+        assert_eq!(fixed_vhd(&fixed), None);
         assert_eq!(container(&with(4096, 0, b"conectix")), Some("VHD (dynamic)"));
         assert_eq!(container(&vec![0; 4096]), None);
         assert_eq!(container(&Vec::new()), None);

@@ -106,6 +106,29 @@ impl Boot {
     }
 }
 
+/// Kernel, initrd and command line of an image, as files for a host to load.
+#[derive(Debug)]
+pub struct Files {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its initrd.
+    pub initrd: Option<PathBuf>,
+    /// Its command line.
+    pub append: String,
+}
+
+/// Takes what the image `path` boots out of it into `dir`, with the user's
+/// `append` behind the entry's command line; says what was taken.
+pub fn take(path: &Path, entry: Option<&str>, append: Option<&str>, dir: &Path) -> Result<Files> {
+    let boot = Boot::from_image(path, entry)?;
+    let append = with_append(&boot.cmdline, append);
+    for line in boot.notes.iter().cloned().chain(console_hint(&append)) {
+        crate::say(format!("{}: {line}", path.display()));
+    }
+    let (kernel, initrd) = boot.write_to(dir)?;
+    Ok(Files { kernel, initrd, append })
+}
+
 /// The entry's command line with the user's words behind it.
 #[must_use]
 pub fn with_append(cmdline: &str, append: Option<&str>) -> String {

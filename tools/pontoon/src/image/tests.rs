@@ -165,6 +165,20 @@ fn tables_and_partitions() {
 }
 
 #[test]
+fn a_vhd_of_fixed_size_is_a_disk_with_a_footer() {
+    let root = ext("ext4", &[], 16, ROOT);
+    let mut image = disk("label: gpt\ntype=linux\n", 32, &[(1, &root)]);
+    // The table's first copy is broken: the other one is at the end of the disk.
+    image[512] = 0;
+    let mut footer = vec![0; 512];
+    footer[..8].copy_from_slice(b"conectix");
+    footer[48..56].copy_from_slice(&(image.len() as u64).to_be_bytes());
+    footer[63] = 2;
+    image.extend(footer);
+    is_the_kernel(&boot(image).unwrap());
+}
+
+#[test]
 fn boot_is_a_partition() {
     let boot_tree: Tree<'_> = &[
         ("vmlinuz-6.1", "KERNEL"),

@@ -34,8 +34,11 @@ pub unsafe fn init(
     shared_info_at: MachineAddr,
     nr_pages: u64,
     nr_vcpus: u32,
+    uuid: [u8; 16],
 ) -> &'static Domain {
     // SAFETY: nothing refers to the slot yet.
     let slot = unsafe { &mut *DOMAIN.0.get() };
-    slot.write(Domain::new(shared_info, shared_info_at, nr_pages, nr_vcpus))
+    let domain = slot.write(Domain::new(shared_info, shared_info_at, nr_pages, nr_vcpus));
+    domain.identity.uuid = uuid;
+    domain
 }

@@ -9,10 +9,10 @@ use translate::builder::bundle::{Bundle, BundleError};
 use translate::builder::cmdline::{self, Options};
 use translate::builder::{BuildMemory, Config, Kernel, Machine, Start, kernel, layout, populate};
 use translate::domain::Domain;
-use translate::evtchn::Backend;
+use translate::evtchn::{Backend, Here};
 use translate::regs::{CpuRegs, selector};
 use translate::vcpu::Vcpu;
-use translate::{Ctx, gnttab, time as guest_time};
+use translate::{Ctx, gnttab, time as guest_time, xenstore};
 use xen_abi::shared_info::{SharedInfo, VcpuInfo};
 use xen_abi::{GuestVa, Mfn, PAGE_SIZE, Pfn};
 
@@ -164,7 +164,10 @@ pub(super) fn launch(
     let shared_info = unsafe { &*phys_to_virt(shared).cast::<SharedInfo>() };
     let at = xen_abi::MachineAddr(shared);
     // SAFETY: called once.
-    let dom = unsafe { crate::guest::init(shared_info, at, guest.pages(), 1) };
+    let dom = unsafe {
+        let uuid = options.uuid.unwrap_or_else(random_uuid);
+        crate::guest::init(shared_info, at, guest.pages(), 1, uuid)
+    };
     let info: &'static VcpuInfo = &shared_info.vcpu_info[0];
     let mut vcpu = Vcpu::new(0, info);
     let cpu_for_boot = cpu::Cpu::new(0);
@@ -172,12 +175,21 @@ pub(super) fn launch(
     let Ok(console_port) = dom.evtchn.alloc_backend(&plat, Backend::Console) else {
         give_up!("no event channel for the console")
     };
+    let Ok(store_port) = dom.evtchn.alloc_backend(&plat, Backend::Xenstore) else {
+        give_up!("no event channel for xenstore")
+    };
     let grants = (own.shared.start + 1..own.shared.end).map(Mfn);
     dom.gnttab.set_pool(&plat, &grants.collect::<ArrayVec<Mfn, { gnttab::MAX_POOL }>>());
-    let link = Machine { shared_info: at, console_evtchn: console_port, store_evtchn: 0, flags: 0 };
+    let link = Machine {
+        shared_info: at,
+        console_evtchn: console_port,
+        store_evtchn: store_port,
+        flags: 0,
+    };
     let start = build(&guest, &payload, cmdline, &link);
     dom.console.connect(start.console.base(), console_port);
     fill_m2p(&guest);
+    start_store(dom, &plat, &start, &link, options.name);
     vcpu.mmu.l4 = start.cr3.0;
     dom.vcpus[0].l4.store(start.cr3.0, Relaxed);
     first_vcpu(dom, info);
@@ -185,6 +197,42 @@ pub(super) fn launch(
     // SAFETY: the area is mapped and nobody uses it yet.
     let pc = unsafe { super::init_area(&own, vp_index, vcpu) };
     enter(machine, dom, pc, &start)
+}
+
+/// Starts the store, with the domain's own nodes in it.
+fn start_store(dom: &Domain, plat: &Shim<'_>, start: &Start, link: &Machine, name: &[u8]) {
+    let config = xenstore::Config { seed: random() as u32, ..xenstore::Config::default() };
+    let Some(ring) = start.store else { return };
+    if dom.xenstore.start(&config).is_err() {
+        give_up!("no memory for xenstore");
+    }
+    let kib = dom.nr_pages.load(Relaxed) * (PAGE_SIZE >> 10);
+    let nodes = xenstore::DomainConfig {
+        name,
+        uuid: dom.identity.uuid,
+        max_kib: kib,
+        target_kib: kib,
+        nr_vcpus: dom.nr_vcpus,
+        console: (start.console.0, link.console_evtchn),
+        store: (ring.0, link.store_evtchn),
+    };
+    dom.xenstore.connect(plat, ring.base(), link.store_evtchn);
+    if xenstore::with(dom, plat, Here::NOWHERE, |store| store.add_domain(&nodes)) != Some(Ok(())) {
+        give_up!("no room for the domain in xenstore");
+    }
+}
+
+/// A number that nobody knows: the processor's own, or at least one that changes from boot to boot.
+fn random() -> u64 {
+    cpu::random().unwrap_or_else(|| time::rdtsc().wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+/// A UUID of version 4.
+fn random_uuid() -> [u8; 16] {
+    let mut uuid = (u128::from(random()) << 64 | u128::from(random())).to_be_bytes();
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
 }
 
 /// Loads the kernel, lays the domain out and writes it.
@@ -236,7 +284,7 @@ fn build_with_heap(
         cmdline,
         initrd_bytes: payload.initrd.map_or(0, |i| i.len() as u64),
         initrd_pfn,
-        xenstore: false,
+        xenstore: true,
     };
     let plan = layout::plan(&kernel, &config).unwrap_or_else(|error| give_up!("{error}"));
     let clash =

@@ -27,8 +27,9 @@ pub const KIND_LINUX: u32 = 2;
 const PAGE: u64 = 4096;
 const LARGE_PAGE: u64 = 1 << 21;
 /// Resident heap: what lives as long as the domain and has no fixed place.
-const RESIDENT_HEAP: u64 =
-    (256 << 10) + (translate::gnttab::BOOKKEEPING_BYTES as u64).next_multiple_of(PAGE);
+const RESIDENT_HEAP: u64 = (256 << 10)
+    + (translate::gnttab::BOOKKEEPING_BYTES as u64).next_multiple_of(PAGE)
+    + (translate::xenstore::DEFAULT_BYTES as u64).next_multiple_of(PAGE);
 /// Frames the ABI shares with the guest: shared_info, and the grant table at its largest.
 const SHARED_FRAMES: u64 = 1 + guest::GRANT_FRAMES;
 

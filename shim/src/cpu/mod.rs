@@ -126,6 +126,23 @@ pub fn read_cr2() -> u64 {
     value
 }
 
+/// A random number of the processor's, if it has any to give.
+pub fn random() -> Option<u64> {
+    const RDRAND: u32 = 1 << 30;
+    if cpuid(1, 0).ecx & RDRAND == 0 {
+        return None;
+    }
+    (0..10).find_map(|_| {
+        let (value, valid): (u64, u8);
+        // SAFETY: the processor has RDRAND.
+        unsafe {
+            asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) valid,
+                options(nomem, nostack));
+        }
+        (valid != 0).then_some(value)
+    })
+}
+
 /// Physical address of the L4 in CR3.
 #[inline]
 pub fn current_l4() -> u64 {

@@ -42,6 +42,13 @@ pub struct Options<'a> {
     pub hyperv: bool,
     /// `pontoon.hv-without=a,b`: host features not to use, as given; see [`Self::without`].
     pub hv_without: &'a [u8],
+    /// `pontoon.name=NAME`: the domain's name in xenstore.
+    pub name: &'a [u8],
+    /// `pontoon.uuid=UUID`: its UUID.
+    pub uuid: Option<[u8; 16]>,
+    /// `pontoon.vbd=…`: which disk is which virtual block device, as given; empty: all of them, in
+    /// the order they are found.
+    pub vbd: &'a [u8],
     /// `pontoon.` words that were not understood (unknown name or bad value), for a warning.
     pub unknown: Vec<&'a [u8]>,
 }
@@ -62,9 +69,26 @@ impl Default for Options<'_> {
             mem_bytes: None,
             hyperv: true,
             hv_without: &[],
+            name: b"guest",
+            uuid: None,
+            vbd: &[],
             unknown: Vec::new(),
         }
     }
+}
+
+/// Bytes of a domain's name.
+const MAX_NAME: usize = 64;
+
+/// A UUID as text, the hyphens wherever they are.
+fn uuid(text: &[u8]) -> Option<[u8; 16]> {
+    let mut value = 0u128;
+    let mut digits = 0;
+    for &c in text.iter().filter(|&&c| c != b'-') {
+        value = value << 4 | u128::from(char::from(c).to_digit(16)?);
+        digits += 1;
+    }
+    (digits == 32).then(|| value.to_be_bytes())
 }
 
 /// Bytes of a size with an optional K, M, G or T (decimal or 0x).
@@ -122,6 +146,9 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a [u8]) -> Option<()> {
             };
         }
         b"hv-without" => options.hv_without = value,
+        b"name" if (1..=MAX_NAME).contains(&value.len()) => options.name = value,
+        b"uuid" => options.uuid = Some(uuid(value)?),
+        b"vbd" => options.vbd = value,
         _ => return None,
     }
     Some(())
@@ -202,6 +229,18 @@ mod tests {
         assert_eq!(guest, b"a b");
         assert_eq!(options.unknown, [&b"pontoon.mem=lots"[..], b"pontoon.frob=1", b"pontoon.log"]);
         assert!(!options.hyperv);
+    }
+
+    #[test]
+    fn the_domain_is_named() {
+        let (_, options) = split(
+            b"pontoon.name=web1 pontoon.uuid=00112233-4455-6677-8899-AABBCCDDEEFF pontoon.vbd=xvda:scsi0:0",
+        );
+        assert_eq!((options.name, options.vbd), (&b"web1"[..], &b"xvda:scsi0:0"[..]));
+        let bytes = core::array::from_fn(|n| n as u8 * 0x11);
+        assert_eq!(options.uuid, Some(bytes));
+        let (_, options) = split(b"pontoon.uuid=001122 pontoon.name=");
+        assert_eq!((options.uuid, options.unknown.len()), (None, 2));
     }
 
     #[test]

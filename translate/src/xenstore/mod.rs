@@ -20,7 +20,7 @@ mod watch;
 pub use connection::Served;
 pub use device::{Device, DomainConfig};
 pub use pool::SLOT_BYTES;
-pub use store::{Config, Limits, Store};
+pub use store::{Config, DEFAULT_BYTES, Limits, Store};
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 

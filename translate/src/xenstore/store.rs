@@ -55,6 +55,9 @@ impl Default for Limits {
     }
 }
 
+/// What a store takes by default: some 1300 nodes of ordinary length.
+pub const DEFAULT_BYTES: usize = 256 << 10;
+
 /// Sizes and limits of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -68,9 +71,8 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// 256 KiB: some 1300 nodes of ordinary length.
     fn default() -> Self {
-        Self { bytes: 256 << 10, seed: 0, limits: Limits::default() }
+        Self { bytes: DEFAULT_BYTES, seed: 0, limits: Limits::default() }
     }
 }
 

@@ -122,7 +122,7 @@ pub struct Files {
 pub fn take(path: &Path, entry: Option<&str>, append: Option<&str>, dir: &Path) -> Result<Files> {
     let boot = Boot::from_image(path, entry)?;
     let append = with_append(&boot.cmdline, append);
-    for line in boot.notes.iter().cloned().chain(console_hint(&append)) {
+    for line in &boot.notes {
         crate::say(format!("{}: {line}", path.display()));
     }
     let (kernel, initrd) = boot.write_to(dir)?;

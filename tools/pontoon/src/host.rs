@@ -35,6 +35,10 @@ pub struct Machine {
     pub cpus: u32,
     /// Hyper-V features the host is to withhold.
     pub without: Vec<String>,
+    /// Disks, as hvhost's `--disk` takes them: a file of this machine, then words.
+    pub disks: Vec<String>,
+    /// Further arguments of hvhost.
+    pub more: Vec<String>,
     /// Whether the host's counters are wanted.
     pub stats: bool,
     /// The guest is ended after this time.
@@ -54,6 +58,8 @@ impl Machine {
             memory_mib: 512,
             cpus: 1,
             without: Vec::new(),
+            disks: Vec::new(),
+            more: Vec::new(),
             stats: false,
             timeout: None,
             show_errors: false,
@@ -82,11 +88,11 @@ impl Machine {
     pub fn hvhost_args(
         &self,
         stats: Option<&str>,
-        mut place: impl FnMut(&Path) -> Result<String>,
+        mut place: impl FnMut(Placed<'_>) -> Result<String>,
     ) -> Result<Vec<String>> {
-        let mut args = vec!["--kernel".into(), place(&self.kernel)?];
+        let mut args = vec!["--kernel".into(), place(Placed::File(&self.kernel))?];
         if let Some(initrd) = &self.initrd {
-            args.extend(["--initrd".into(), place(initrd)?]);
+            args.extend(["--initrd".into(), place(Placed::File(initrd))?]);
         }
         args.extend(["--append".into(), self.append.clone()]);
         args.extend(["--memory".into(), format!("{}M", self.memory_mib)]);
@@ -94,6 +100,13 @@ impl Machine {
         if !self.without.is_empty() {
             args.extend(["--hv-without".into(), self.without.join(",")]);
         }
+        for disk in &self.disks {
+            let (path, words) = disk.split_at(disk.find(',').unwrap_or(disk.len()));
+            let read_only = words.split(',').any(|word| word == "ro" || word == "dvd");
+            let path = place(Placed::Disk { path: Path::new(path), read_only })?;
+            args.extend(["--disk".into(), format!("{path}{words}")]);
+        }
+        args.extend_from_slice(&self.more);
         if let Some(limit) = self.timeout {
             args.extend(["--timeout".into(), limit.as_secs().max(1).to_string()]);
         }
@@ -101,6 +114,30 @@ impl Machine {
             args.extend(["--stats".into(), stats.into()]);
         }
         Ok(args)
+    }
+}
+
+/// A file of this machine that hvhost is to find where it runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Placed<'a> {
+    /// A file it reads once.
+    File(&'a Path),
+    /// A disk: what is written to it is to be in the file.
+    Disk {
+        /// File or block device.
+        path: &'a Path,
+        /// Nothing is to be written.
+        read_only: bool,
+    },
+}
+
+impl Placed<'_> {
+    /// Path on this machine.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::File(path) | Self::Disk { path, .. } => path,
+        }
     }
 }
 
@@ -179,7 +216,8 @@ fn run_on_kvm(machine: &Machine, input: &Input, output: &mut dyn FnMut(&[u8])) -
     let stats = dir.path().join("stats.json");
     let stats_arg = machine.stats.then(|| stats.display().to_string());
     let mut command = Command::new(artefact::HVHOST.find()?);
-    command.args(machine.hvhost_args(stats_arg.as_deref(), |p| Ok(p.display().to_string()))?);
+    command
+        .args(machine.hvhost_args(stats_arg.as_deref(), |p| Ok(p.path().display().to_string()))?);
     // hvhost keeps the time itself; ours is for one that does not.
     let backstop = Machine { timeout: machine.timeout.map(|t| t + OVERTIME), ..machine.clone() };
     let mut outcome = run_child(command, &backstop, input, output)?;

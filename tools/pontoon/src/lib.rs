@@ -22,6 +22,7 @@ pub mod kernel;
 pub mod kvm;
 pub mod nested;
 pub mod outcome;
+pub mod plug;
 pub mod protocol;
 pub mod qemu;
 pub mod setup;

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use pontoon::cleanup::{self, Scratch};
 use pontoon::host::{Host, Input, Machine, Under};
+use pontoon::image::{self, Files};
 use pontoon::kernel::{self, Kernel};
 use pontoon::outcome::Status;
 use pontoon::{initramfs, say, setup, tty};
@@ -32,13 +33,13 @@ enum Commands {
 #[derive(clap::Args)]
 struct Boot {
     /// Kernel image, or a Debian suite whose current kernel to fetch
-    /// [default: this machine's suite].
+    /// [default: what the first disk boots; without disks, this machine's suite].
     #[arg(long)]
     kernel: Option<String>,
     /// Initrd [default: a small one with a shell].
     #[arg(long)]
     initrd: Option<PathBuf>,
-    /// The kernel's command line.
+    /// The kernel's command line; for a disk's own kernel, words behind its own.
     #[arg(long, allow_hyphen_values = true)]
     append: Option<String>,
     /// Memory: 512M, 1G, …
@@ -47,6 +48,13 @@ struct Boot {
     /// Processors.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
+    /// A disk: FILE[,ro][,sector=4096][,scsi=C:L][,dvd][,direct=on|off]; may be repeated.
+    #[arg(long, value_name = "FILE[,…]")]
+    disk: Vec<String>,
+    /// Entry of the first disk's boot menu: its number, title or id
+    /// [default: the menu's].
+    #[arg(long, value_name = "N|TITLE", conflicts_with = "kernel", requires = "disk")]
+    entry: Option<String>,
     /// Boot the kernel itself, without the shim.
     #[arg(long)]
     native: bool,
@@ -119,6 +127,13 @@ fn run(boot: &Boot) -> Result<Status> {
     if boot.stats.is_some() && matches!(boot.under, Where::Qemu) {
         bail!("--stats: plain QEMU keeps no counters; leave out --under qemu");
     }
+    if !boot.disk.is_empty() && matches!(boot.under, Where::Qemu) {
+        bail!("--disk needs Hyper-V's storage, which plain QEMU has not: leave out --under qemu");
+    }
+    for disk in &boot.disk {
+        let file = disk.split(',').next().unwrap_or_default();
+        std::fs::metadata(file).with_context(|| format!("--disk {file}"))?;
+    }
     for file in boot.initrd.iter() {
         std::fs::metadata(file).with_context(|| format!("--initrd {}", file.display()))?;
     }
@@ -157,8 +172,24 @@ fn run(boot: &Boot) -> Result<Status> {
     Ok(outcome.status)
 }
 
-/// The guest as the options describe it, with what they leave open filled in.
-fn describe(boot: &Boot, work: &Path) -> Result<Machine> {
+/// The first disk's own kernel, where no other is asked for.
+fn from_disk(boot: &Boot, work: &Path) -> Result<Option<Files>> {
+    let is_dvd = |disk: &&String| disk.split(',').any(|word| word == "dvd");
+    let Some(disk) = boot.disk.iter().find(|d| !is_dvd(d)).filter(|_| boot.kernel.is_none()) else {
+        return Ok(None);
+    };
+    let path = Path::new(disk.split(',').next().unwrap_or_default());
+    let mut files = image::take(path, boot.entry.as_deref(), boot.append.as_deref(), work)
+        .context("no kernel in the first disk (--kernel boots another)")?;
+    files.initrd = boot.initrd.clone().or(files.initrd);
+    if let Some(hint) = image::console_hint(&files.append).filter(|_| !boot.native) {
+        say(hint);
+    }
+    Ok(Some(files))
+}
+
+/// A kernel named or fetched, with our initrd unless another is named.
+fn from_options(boot: &Boot, work: &Path) -> Result<Files> {
     let spec = boot.kernel.clone().unwrap_or_else(kernel::machine_suite);
     let kernel = if Path::new(&spec).is_file() {
         PathBuf::from(&spec)
@@ -178,7 +209,14 @@ fn describe(boot: &Boot, work: &Path) -> Result<Machine> {
         }
     };
     let console = if boot.native { "console=ttyS0" } else { "console=hvc0" };
-    let mut append = boot.append.clone().unwrap_or_else(|| console.into());
+    let append = boot.append.clone().unwrap_or_else(|| console.into());
+    Ok(Files { kernel, initrd: Some(initrd), append })
+}
+
+/// The guest as the options describe it, with what they leave open filled in.
+fn describe(boot: &Boot, work: &Path) -> Result<Machine> {
+    let files = from_disk(boot, work)?.map_or_else(|| from_options(boot, work), Ok)?;
+    let Files { kernel, initrd, mut append } = files;
     if let Some(level) = &boot.log {
         append.push_str(&format!(" pontoon.log={level}"));
     }
@@ -186,10 +224,11 @@ fn describe(boot: &Boot, work: &Path) -> Result<Machine> {
         memory_mib: boot.memory,
         cpus: boot.cpus,
         without: boot.hv_without.clone(),
+        disks: boot.disk.clone(),
         stats: boot.stats.is_some(),
         timeout: boot.timeout.map(Duration::from_secs),
         show_errors: true,
-        ..Machine::new(&kernel, Some(&initrd), &append)
+        ..Machine::new(&kernel, initrd.as_deref(), &append)
     };
     if boot.native { Ok(machine) } else { machine.under_shim(work) }
 }

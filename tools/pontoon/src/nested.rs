@@ -10,15 +10,17 @@
 //! The emulated machine is started once ([`Session::start`]) and runs any
 //! number of guests, one after the other. Programs, files, consoles and results
 //! travel over one virtio serial port as the frames of [`crate::protocol`].
-//! It has no disk, no network and no view of this machine's files, and ends when
-//! the session does.
+//! It has no network and no view of this machine's files, and ends when the
+//! session does. A guest's disk is plugged in as a disk of the emulated machine for
+//! as long as the guest runs ([`crate::plug`]).
 
 use crate::artefact;
 use crate::cleanup::{Reaper, Scratch};
 use crate::cpio::Archive;
-use crate::host::{Collected, Input, Machine, OVERTIME};
+use crate::host::{Collected, Input, Machine, OVERTIME, Placed};
 use crate::kernel::Kernel;
 use crate::outcome::{Outcome, Status};
+use crate::plug::Plug;
 use crate::protocol::{self, CHUNK_BYTES, Exit, Kind, Run};
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
@@ -39,7 +41,7 @@ const KERNEL: &str = "bookworm";
 const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on \
     tsc=reliable clocksource=tsc no_timer_check nowatchdog";
 /// Modules, what they depend on is added.
-const MODULES: [&str; 3] = ["virtio_pci", "virtio_console", "kvm-amd"];
+const MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "kvm-amd"];
 /// Memory of the emulated machine beside its guest's.
 const OWN_MIB: u64 = 768;
 /// It is up after 2 to 3 s; a busy machine may need longer.
@@ -54,6 +56,7 @@ pub struct Session {
     reader: BufReader<UnixStream>,
     sent: HashMap<PathBuf, (SystemTime, u64, String)>,
     memory_mib: u64,
+    plug: Plug,
     // Order matters: the machine goes before its directory.
     machine: Reaper,
     dir: Scratch,
@@ -71,7 +74,9 @@ impl Session {
         let listener = UnixListener::bind(&socket)?;
         listener.set_nonblocking(true)?;
         let log = dir.path().join("log");
+        let control = dir.path().join("control");
         let mut command = qemu(&kernel.vmlinux()?, &initrd, &socket, &log, guest_mib + OWN_MIB);
+        command.args(["-qmp", &format!("unix:{},server=on,wait=off", control.display())]);
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -95,7 +100,8 @@ impl Session {
             _ => bail!("the emulated machine does not come up: {}", last_words(dir.path())),
         }
         let writer = Arc::new(Mutex::new(stream));
-        Ok(Self { writer, reader, sent: HashMap::new(), memory_mib: guest_mib, machine, dir })
+        let plug = Plug::connect(&control).context("QEMU's control socket")?;
+        Ok(Self { writer, reader, sent: HashMap::new(), memory_mib: guest_mib, plug, machine, dir })
     }
 
     /// Runs a guest on hvhost.
@@ -114,8 +120,19 @@ impl Session {
         }
         let stats = machine.stats.then_some(STATS);
         let mut argv = vec!["/hvhost".to_owned()];
-        argv.extend(machine.hvhost_args(stats, |path| self.place(path))?);
-        self.run_program(argv, machine, input, output)
+        let args = machine.hvhost_args(stats, |placed| match placed {
+            Placed::File(path) => self.place(path),
+            Placed::Disk { path, read_only } => self.plug_in(path, read_only),
+        });
+        let result = args.and_then(|args| {
+            argv.extend(args);
+            self.run_program(argv, machine, input, output)
+        });
+        // Also after a failure, as the next guest may want the same file.
+        let unplugged = self.plug.unplug_all();
+        let outcome = result?;
+        unplugged.context("a disk of the guest could not be taken back")?;
+        Ok(outcome)
     }
 
     /// Runs any program of the emulated machine.
@@ -171,6 +188,16 @@ impl Session {
                 }
                 other => bail!("unknown frame {other:?} from the emulated machine"),
             }
+        }
+    }
+
+    /// Plugs a disk in; gives its path there.
+    fn plug_in(&mut self, path: &Path, read_only: bool) -> Result<String> {
+        let serial = self.plug.plug_in(path, read_only)?;
+        self.send(Kind::DISK, serial.as_bytes())?;
+        match protocol::receive(&mut self.reader)? {
+            Some((Kind::DISK_AT, at)) if !at.is_empty() => Ok(String::from_utf8(at)?),
+            _ => bail!("{} does not appear in the emulated machine", path.display()),
         }
     }
 

@@ -24,6 +24,10 @@ impl Kind {
     pub const DATA: Self = Self(b'D');
     /// To the agent: start a program (payload: [`Run`] as JSON).
     pub const RUN: Self = Self(b'R');
+    /// To the agent: where is the disk with this serial number?
+    pub const DISK: Self = Self(b'S');
+    /// From the agent: the path of that disk; empty: it does not appear.
+    pub const DISK_AT: Self = Self(b'A');
     /// To the agent: bytes for the program's standard input.
     pub const INPUT: Self = Self(b'I');
     /// To the agent: end the running program.

@@ -45,6 +45,9 @@ impl Qemu {
         if !machine.without.is_empty() {
             bail!("--hv-without has no meaning in plain QEMU, which has no Hyper-V features");
         }
+        if !machine.disks.is_empty() {
+            bail!("--disk needs Hyper-V's storage, which plain QEMU has not: use kvm or nested");
+        }
         crate::setup::for_running()?;
         let dir = Scratch::new()?;
         let events = Events::listen(&dir.path().join("qmp"))?;

@@ -84,6 +84,22 @@ fn open_port() -> Result<File> {
     }
 }
 
+/// The device of a disk that has just been plugged in.
+fn find_disk(serial: &str) -> Option<String> {
+    let until = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < until {
+        for entry in fs::read_dir("/sys/block").ok()?.flatten() {
+            let found = fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
+            let device = format!("/dev/{}", entry.file_name().to_string_lossy());
+            if found.trim_end_matches(['\0', '\n']) == serial && fs::metadata(&device).is_ok() {
+                return Some(device);
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
 type SharedPort = Arc<Mutex<File>>;
 
 struct Agent {
@@ -143,6 +159,10 @@ impl Agent {
                     // The program may be gone already: its bytes are lost with it.
                     let _ = running.input.write_all(payload).and_then(|()| running.input.flush());
                 }
+            }
+            Kind::DISK => {
+                let serial = String::from_utf8(payload.to_vec())?;
+                self.tell(Kind::DISK_AT, find_disk(&serial).unwrap_or_default().as_bytes());
             }
             Kind::KILL => {
                 if let Some(running) = &self.running {
@@ -223,6 +243,8 @@ fn start(run: &Run, out: &SharedPort) -> Result<Running> {
         for pump in pumps {
             let _ = pump.join();
         }
+        // What a program wrote to a disk and did not wait for.
+        rustix::fs::sync();
         if let Some(Ok(file)) = run.give_back.as_ref().map(fs::read) {
             tell(&out, Kind::FILE_BACK, &file);
         }

@@ -1,0 +1,113 @@
+//! Disks plugged into and out of the running emulated machine, by QEMU's control
+//! socket.
+//!
+//! ```text
+//! file here ── QEMU's block layer ── virtio disk of the emulated machine ── hvhost
+//! ```
+//! A flush goes the whole way; space given back there is given back in the file.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// QEMU answers at once; the emulated machine lets a disk go when its kernel comes
+/// to it.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// QEMU's control socket, and the disks plugged in.
+pub struct Plug {
+    reader: BufReader<UnixStream>,
+    plugged: Vec<String>,
+    /// Devices QEMU said are gone, while something else was waited for.
+    deleted: Vec<String>,
+    count: u32,
+}
+
+impl Plug {
+    /// Connects to QEMU.
+    pub fn connect(path: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        let reader = BufReader::new(stream);
+        let mut plug = Self { reader, plugged: Vec::new(), deleted: Vec::new(), count: 0 };
+        ensure!(plug.receive()?.get("QMP").is_some(), "QEMU does not greet");
+        plug.execute("qmp_capabilities", &json!({}))?;
+        Ok(plug)
+    }
+
+    /// Plugs a file in; its serial number.
+    pub fn plug_in(&mut self, path: &Path, read_only: bool) -> Result<String> {
+        let context = || path.display().to_string();
+        let path = path.canonicalize().with_context(context)?;
+        let kind = fs::metadata(&path).with_context(context)?.file_type();
+        let driver = if kind.is_block_device() { "host_device" } else { "file" };
+        let name = format!("disk{}", self.count);
+        self.count += 1;
+        let node = json!({
+            "node-name": name,
+            "driver": "raw",
+            "read-only": read_only,
+            "discard": "unmap",
+            "file": { "driver": driver, "filename": path, "discard": "unmap" },
+        });
+        self.execute("blockdev-add", &node).with_context(context)?;
+        let device = json!({
+            "driver": "virtio-blk-pci", "id": name, "drive": name, "serial": name,
+            "write-cache": "on",
+        });
+        if let Err(e) = self.execute("device_add", &device) {
+            self.execute("blockdev-del", &json!({ "node-name": name }))?;
+            return Err(e).with_context(context);
+        }
+        self.plugged.push(name.clone());
+        Ok(name)
+    }
+
+    /// Takes all disks back.
+    pub fn unplug_all(&mut self) -> Result<()> {
+        for name in std::mem::take(&mut self.plugged) {
+            self.execute("device_del", &json!({ "id": name }))?;
+            while !self.deleted.contains(&name) {
+                let event = self.receive()?;
+                self.note(&event);
+            }
+            self.execute("blockdev-del", &json!({ "node-name": name }))?;
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, command: &str, arguments: &Value) -> Result<()> {
+        let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
+        line.push('\n');
+        self.reader.get_ref().write_all(line.as_bytes())?;
+        loop {
+            let message = self.receive()?;
+            if let Some(error) = message.get("error") {
+                bail!("{}", error["desc"].as_str().unwrap_or("QEMU refuses"));
+            }
+            if message.get("return").is_some() {
+                return Ok(());
+            }
+            self.note(&message);
+        }
+    }
+
+    fn note(&mut self, event: &Value) {
+        if event["event"] == "DEVICE_DELETED"
+            && let Some(name) = event["data"]["device"].as_str()
+        {
+            self.deleted.push(name.to_owned());
+        }
+    }
+
+    fn receive(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        ensure!(self.reader.read_line(&mut line)? != 0, "QEMU is gone");
+        Ok(serde_json::from_str(&line)?)
+    }
+}

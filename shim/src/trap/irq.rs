@@ -19,8 +19,12 @@ fn timer(pc: &mut PerCpu) {
 pub(super) fn handle(number: u8, pc: &mut PerCpu) {
     match number {
         vector::TIMER => {
+            // First: the handler may arm the timer, and over that VM exit the host takes back its word
+            // that it needs no EOI.
+            apic::eoi();
             timer(pc);
             devices::settle(&pc.cpu);
+            return;
         }
         vector::SINT => {
             // One message: for the next one the host interrupts again.

@@ -7,5 +7,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod blkback;
+pub mod ring;
+pub mod vbd;
 pub mod vmbus;
 pub mod xenbus;

@@ -6,14 +6,16 @@
 
 use core::fmt::{self, Write as _};
 
-use arrayvec::ArrayString;
+use arrayvec::{ArrayString, ArrayVec};
+use translate::xenstore;
 use xen_abi::io::xenbus::XenbusState;
-use xen_abi::mm::DomId;
 
-/// Longest absolute path (`XENSTORE_ABS_PATH_MAX` is 3072; a device's paths are far below this).
+/// Longest absolute path of a device's nodes (`XENSTORE_ABS_PATH_MAX` is 3072).
 pub const PATH_MAX: usize = 160;
 /// Longest value a backend reads or writes.
 pub const VALUE_MAX: usize = 128;
+/// Nodes a device's directory starts with, at most.
+const NODES_MAX: usize = 16;
 
 /// A path.
 pub type Path = ArrayString<PATH_MAX>;
@@ -31,23 +33,68 @@ pub fn text<const N: usize>(args: fmt::Arguments<'_>) -> Option<ArrayString<N>> 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreError;
 
-/// xenstore as domain 0 uses it, outside transactions. Paths are absolute.
+/// xenstore as domain 0 uses it. Paths are absolute.
 pub trait Store {
     /// The value of a node; `None` where there is no node or its value is not text of at most
     /// [`VALUE_MAX`] bytes.
-    fn read(&self, path: &str) -> Option<Value>;
-    /// Writes a node; missing ones above it come into being, with their parent's permissions.
+    fn read(&mut self, path: &str) -> Option<Value>;
+    /// Writes a node; missing ones above it come into being.
     ///
     /// # Errors
     /// No space.
-    fn write(&self, path: &str, value: &str) -> Result<(), StoreError>;
-    /// Makes an owner the owner of a node, and lets one more domain read it.
+    fn write(&mut self, path: &str, value: &str) -> Result<(), StoreError>;
+    /// Makes the directories of a device of the guest's, each with its standard nodes and those
+    /// given, both ends in state 1.
     ///
     /// # Errors
-    /// No such node.
-    fn set_permissions(&self, path: &str, owner: DomId, reader: DomId) -> Result<(), StoreError>;
-    /// Removes a node and all below it, if it is there.
-    fn remove(&self, path: &str);
+    /// No space.
+    fn add_device(
+        &mut self,
+        kind: &str,
+        id: u32,
+        front: &[(&str, &str)],
+        back: &[(&str, &str)],
+    ) -> Result<(), StoreError>;
+    /// Removes both directories of a device.
+    ///
+    /// # Errors
+    /// There are none.
+    fn remove_device(&mut self, kind: &str, id: u32) -> Result<(), StoreError>;
+}
+
+impl Store for xenstore::Store {
+    fn read(&mut self, path: &str) -> Option<Value> {
+        let mut buf = [0; VALUE_MAX];
+        let value = Self::read(self, path.as_bytes(), &mut buf).ok()?;
+        Value::from(core::str::from_utf8(value).ok()?).ok()
+    }
+    fn write(&mut self, path: &str, value: &str) -> Result<(), StoreError> {
+        Self::write(self, path.as_bytes(), value.as_bytes()).map_err(|_| StoreError)
+    }
+    fn add_device(
+        &mut self,
+        kind: &str,
+        id: u32,
+        front: &[(&str, &str)],
+        back: &[(&str, &str)],
+    ) -> Result<(), StoreError> {
+        type Nodes<'a> = ArrayVec<(&'a str, &'a [u8]), NODES_MAX>;
+        fn nodes<'a>(nodes: &[(&'a str, &'a str)]) -> Nodes<'a> {
+            nodes.iter().take(NODES_MAX).map(|(name, value)| (*name, value.as_bytes())).collect()
+        }
+        let (front, back) = (nodes(front), nodes(back));
+        let device = xenstore::Device { kind, id, front: &front, back: &back };
+        Self::add_device(self, &device).map_err(|_| StoreError)
+    }
+    fn remove_device(&mut self, kind: &str, id: u32) -> Result<(), StoreError> {
+        Self::remove_device(self, kind, id).map_err(|_| StoreError)
+    }
+}
+
+/// The way to the store: it is locked while `f` runs, which may not call backends nor come here.
+pub trait Stores {
+    /// Runs `f` on the store; `None` where there is none.
+    fn with<R>(&self, f: impl FnOnce(&mut dyn Store) -> R) -> Option<R>;
 }
 
 /// A number as xenstore has it: decimal, or hexadecimal behind `0x`.
@@ -60,30 +107,29 @@ pub fn number(text: &str) -> Option<u64> {
     }
 }
 
-/// One end's directory.
-#[derive(Clone, Copy, Debug)]
-pub struct Dir<'a, S: ?Sized> {
-    store: &'a S,
+/// A directory of the store.
+pub struct Dir<'a> {
+    store: &'a mut dyn Store,
     path: Path,
 }
 
-impl<'a, S: Store + ?Sized> Dir<'a, S> {
+impl<'a> Dir<'a> {
     /// The directory at a path.
     #[must_use]
-    pub const fn new(store: &'a S, path: Path) -> Self {
+    pub fn new(store: &'a mut dyn Store, path: Path) -> Self {
         Self { store, path }
     }
 
-    /// Its path.
-    #[must_use]
-    pub fn path(&self) -> &str {
-        &self.path
+    /// Goes into a directory in it; `None`, and nothing happens, where the path gets too long.
+    pub fn enter(&mut self, name: fmt::Arguments<'_>) -> Option<()> {
+        self.path = text(format_args!("{}/{name}", self.path))?;
+        Some(())
     }
 
-    /// A directory in it.
-    #[must_use]
-    pub fn sub(&self, name: fmt::Arguments<'_>) -> Option<Self> {
-        Some(Self { store: self.store, path: text(format_args!("{}/{name}", self.path))? })
+    /// Goes back to the directory this one is in.
+    pub fn leave(&mut self) {
+        let end = self.path.rfind('/').unwrap_or(0);
+        self.path.truncate(end);
     }
 
     fn node(&self, name: &str) -> Option<Path> {
@@ -92,13 +138,14 @@ impl<'a, S: Store + ?Sized> Dir<'a, S> {
 
     /// A node's text.
     #[must_use]
-    pub fn read(&self, name: &str) -> Option<Value> {
-        self.store.read(&self.node(name)?)
+    pub fn read(&mut self, name: &str) -> Option<Value> {
+        let path = self.node(name)?;
+        self.store.read(&path)
     }
 
     /// A node's number.
     #[must_use]
-    pub fn read_number(&self, name: &str) -> Option<u64> {
+    pub fn read_number(&mut self, name: &str) -> Option<u64> {
         number(&self.read(name)?)
     }
 
@@ -106,22 +153,15 @@ impl<'a, S: Store + ?Sized> Dir<'a, S> {
     ///
     /// # Errors
     /// As [`Store::write`], and where path or value are too long.
-    pub fn write(&self, name: &str, value: fmt::Arguments<'_>) -> Result<(), StoreError> {
+    pub fn write(&mut self, name: &str, value: fmt::Arguments<'_>) -> Result<(), StoreError> {
         let path = self.node(name).ok_or(StoreError)?;
         let value: Value = text(value).ok_or(StoreError)?;
         self.store.write(&path, &value)
     }
 
-    /// Removes a node.
-    pub fn remove(&self, name: &str) {
-        if let Some(path) = self.node(name) {
-            self.store.remove(&path);
-        }
-    }
-
     /// The state of this end: unknown where there is none.
     #[must_use]
-    pub fn state(&self) -> XenbusState {
+    pub fn state(&mut self) -> XenbusState {
         self.read("state").map_or(XenbusState::UNKNOWN, |text| XenbusState::parse(text.as_bytes()))
     }
 
@@ -129,7 +169,7 @@ impl<'a, S: Store + ?Sized> Dir<'a, S> {
     ///
     /// # Errors
     /// As [`Dir::write`].
-    pub fn set_state(&self, state: XenbusState) -> Result<(), StoreError> {
+    pub fn set_state(&mut self, state: XenbusState) -> Result<(), StoreError> {
         self.write("state", format_args!("{}", state.0))
     }
 }

@@ -121,6 +121,9 @@ pub struct DeviceInfo {
     pub max_transfer_bytes: u32,
     /// Most segments in one request: at least one.
     pub max_segments: u16,
+    /// The segments of one request must be a run: all but the first begin at their page's first
+    /// byte, all but the last end at its last.
+    pub no_gaps: bool,
     /// Requests it is worth to have at the device at once.
     pub depth: u16,
 }

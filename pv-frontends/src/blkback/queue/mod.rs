@@ -1,0 +1,498 @@
+//! One queue of a vbd: a ring, the requests taken from it, and what became of them.
+//!
+//! A request is copied out of the ring, checked, and its grants are pinned; from then on it has a
+//! slot until its response. The one request that is being handed to the device is `current`: it
+//! may take several submissions (the device's limits), wait for room at the device, or wait for
+//! completions (barriers). Nothing more is taken from the ring meanwhile: that is the back
+//! pressure, and that is what keeps a barrier in its place.
+//!
+//! All memory is allocated with the queue.
+
+mod issue;
+
+use alloc::boxed::Box;
+use alloc::vec;
+use core::sync::atomic::Ordering;
+
+use translate::gnttab;
+use translate::platform::Platform;
+use xen_abi::grant_table::GrantRef;
+use xen_abi::io::blkif::{
+    BlkifOp, BlkifSegment, BlkifStatus, SECTOR_BYTES, SEGMENTS_PER_INDIRECT_PAGE,
+};
+use xen_abi::{Mfn, PAGE_SIZE};
+
+use super::request::{self, ENTRY_WORDS, Kind, Layout, Plan, Request, Transfer};
+use super::{BlockDevice, DeviceInfo, Env, IoError, IoResult, Segment, Tag};
+use crate::ring::{BackRing, Bogus, Pages};
+use issue::{Current, Progress, Step};
+
+/// Requests taken from a ring in one go.
+const BUDGET: u32 = 64;
+/// No slot.
+const NONE: u16 = u16::MAX;
+
+/// A request that has been taken and not been answered.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    id: u64,
+    operation: BlkifOp,
+    status: BlkifStatus,
+    /// Submissions that have not completed.
+    outstanding: u16,
+    /// Grants pinned, at the head of the slot's part of `grants`.
+    grants: u16,
+    /// How they are pinned.
+    write_grants: bool,
+    busy: bool,
+    /// The next free slot.
+    next: u16,
+}
+
+const FREE: Slot = Slot {
+    id: 0,
+    operation: BlkifOp(0),
+    status: BlkifStatus::OKAY,
+    outstanding: 0,
+    grants: 0,
+    write_grants: false,
+    busy: false,
+    next: NONE,
+};
+
+/// A queue.
+pub(super) struct Queue {
+    number: u16,
+    ring: Option<Attached>,
+    slots: Box<[Slot]>,
+    free: u16,
+    in_flight: u16,
+    /// `max_segments` for each slot.
+    grants: Box<[GrantRef]>,
+    /// Those of `current`.
+    segments: Box<[Segment]>,
+    max_segments: u16,
+    current: Option<Current>,
+    /// Tells completions of requests that were given up from those of their slots' next ones.
+    generation: u32,
+    /// The device was given something since the last commit.
+    uncommitted: bool,
+    /// The device answered a flush with "unsupported".
+    pub(super) flush_unsupported: bool,
+}
+
+/// A connected ring.
+struct Attached {
+    ring: BackRing<Pages>,
+    layout: Layout,
+    grefs: arrayvec::ArrayVec<GrantRef, { crate::ring::MAX_PAGES }>,
+    port: u32,
+    /// No more requests are taken: the frontend is gone, or what it says cannot be.
+    stopped: bool,
+}
+
+/// How a frontend wants a queue connected.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Connection {
+    pub(super) grefs: arrayvec::ArrayVec<GrantRef, { crate::ring::MAX_PAGES }>,
+    pub(super) port: u32,
+}
+
+impl Queue {
+    /// A queue for so many requests at once, of so many segments each.
+    pub(super) fn new(number: u16, requests: u16, max_segments: u16) -> Self {
+        let requests = requests.clamp(1, NONE - 1);
+        let mut slots = vec![FREE; requests.into()].into_boxed_slice();
+        for (slot, next) in slots.iter_mut().zip(1..requests) {
+            slot.next = next;
+        }
+        let nothing = Segment { gpfn: Mfn(0), offset: 0, len: 0 };
+        Self {
+            number,
+            ring: None,
+            slots,
+            free: 0,
+            in_flight: 0,
+            grants: vec![GrantRef(0); usize::from(requests) * usize::from(max_segments)].into(),
+            segments: vec![nothing; max_segments.into()].into(),
+            max_segments,
+            current: None,
+            generation: 0,
+            uncommitted: false,
+            flush_unsupported: false,
+        }
+    }
+
+    pub(super) fn port(&self) -> Option<u32> {
+        self.ring.as_ref().map(|ring| ring.port)
+    }
+
+    /// Whether no request is unanswered.
+    pub(super) const fn is_idle(&self) -> bool {
+        self.in_flight == 0
+    }
+
+    /// Pins the ring's pages and looks at them. The event channel is the caller's.
+    pub(super) fn connect<P: Platform>(
+        &mut self,
+        env: &Env<'_, P>,
+        connection: &Connection,
+        layout: Layout,
+    ) -> Result<(), Bogus> {
+        let mut pages = Pages::default();
+        let mut pinned = 0;
+        for gref in &connection.grefs {
+            let Ok(mfn) = gnttab::map_page(env.dom, env.plat, *gref, true) else { break };
+            pinned += 1;
+            let Some(page) = env.plat.view(mfn.base()) else { break };
+            pages.0.push(page);
+        }
+        let bytes = connection.grefs.len() * PAGE_SIZE as usize;
+        let complete = pages.0.len() == connection.grefs.len();
+        let ring = if complete {
+            BackRing::attach(pages, bytes, layout.entry_bytes())
+        } else {
+            Err(Bogus)
+        };
+        match ring {
+            Ok(ring) => {
+                let (grefs, port) = (connection.grefs.clone(), connection.port);
+                self.ring = Some(Attached { ring, layout, grefs, port, stopped: false });
+                Ok(())
+            }
+            Err(bogus) => {
+                for gref in connection.grefs.iter().take(pinned) {
+                    gnttab::release(env.dom, env.plat, *gref, true);
+                }
+                Err(bogus)
+            }
+        }
+    }
+
+    /// Takes nothing more from the ring.
+    pub(super) fn stop(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.stopped = true;
+        }
+        // What was not handed over never will be; what was, completes.
+        if let Some(current) = self.current.take() {
+            if let Some(slot) = self.slots.get_mut(usize::from(current.slot)) {
+                slot.status = BlkifStatus::ERROR;
+            }
+            // With nothing outstanding nobody else answers it.
+            self.orphan(current.slot);
+        }
+    }
+
+    /// Marks a slot that no completion will come for, so that the next [`Self::run`] answers it.
+    fn orphan(&mut self, slot: u16) {
+        self.current = Some(Current {
+            slot,
+            step: Step::Done,
+            write: false,
+            ordered: false,
+            flush: false,
+            next: 0,
+            nr_segments: 0,
+            sector: 0,
+        });
+    }
+
+    /// Lets go of the ring's pages; only when idle. Returns its port.
+    pub(super) fn disconnect<P: Platform>(&mut self, env: &Env<'_, P>) -> Option<u32> {
+        let ring = self.ring.take()?;
+        for gref in &ring.grefs {
+            gnttab::release(env.dom, env.plat, *gref, true);
+        }
+        Some(ring.port)
+    }
+
+    /// Fails what is at the device, which is gone: completions that still come mean nothing.
+    pub(super) fn give_up<P: Platform>(&mut self, env: &Env<'_, P>) {
+        self.generation = self.generation.wrapping_add(1);
+        self.stop();
+        self.current = None;
+        for index in 0..self.slots.len() {
+            if self.slots.get(index).is_some_and(|slot| slot.busy) {
+                self.answer(env, index as u16, BlkifStatus::ERROR);
+            }
+        }
+    }
+
+    const fn tag(&self, slot: u16) -> Tag {
+        Tag((self.generation as u64) << 32 | (self.number as u64) << 16 | slot as u64)
+    }
+
+    /// The queue a tag is of.
+    pub(super) const fn of_tag(tag: Tag) -> usize {
+        (tag.0 >> 16) as usize & 0xffff
+    }
+
+    /// Takes what is in the ring and hands it to the device, as far as both go. Whether there is
+    /// more to do at once.
+    pub(super) fn run<P: Platform>(
+        &mut self,
+        env: &Env<'_, P>,
+        device: &dyn BlockDevice,
+        info: &DeviceInfo,
+    ) -> bool {
+        let mut more = false;
+        let mut budget = BUDGET;
+        loop {
+            if self.current.is_some() && self.advance(env, device, info) == Progress::Waits {
+                break;
+            }
+            if budget == 0 {
+                more = true;
+                break;
+            }
+            budget -= 1;
+            match self.take_one(env, info) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(Bogus) => {
+                    env.plat.log(format_args!("vbd queue {}: ring indices cannot be", self.number));
+                    self.stop();
+                    break;
+                }
+            }
+        }
+        if core::mem::take(&mut self.uncommitted) {
+            device.commit(self.number.into());
+        }
+        more
+    }
+
+    /// Shows the frontend what was answered. Whether it is to be told.
+    pub(super) fn push(&mut self) -> bool {
+        self.ring.as_mut().is_some_and(|ring| ring.ring.push())
+    }
+
+    /// Takes the next request, if there is one and room for it.
+    fn take_one<P: Platform>(
+        &mut self,
+        env: &Env<'_, P>,
+        info: &DeviceInfo,
+    ) -> Result<bool, Bogus> {
+        let Some(attached) = self.ring.as_mut().filter(|ring| !ring.stopped) else {
+            return Ok(false);
+        };
+        if self.free == NONE || !attached.ring.sleep()? {
+            return Ok(false);
+        }
+        let mut entry = [0; ENTRY_WORDS];
+        attached.ring.take(&mut entry);
+        let request = attached.layout.parse(&entry);
+        match request::plan(&request, info, self.max_segments) {
+            Plan::Answer(status) => self.respond(request.id, request.operation, status),
+            Plan::Discard { sectors, secure } => {
+                let slot = self.claim(&request, false);
+                self.current = Some(Current {
+                    slot,
+                    step: Step::Discard { left: sectors, secure },
+                    write: false,
+                    ordered: false,
+                    flush: false,
+                    next: 0,
+                    nr_segments: 0,
+                    sector: request.sector,
+                });
+            }
+            Plan::Transfer(transfer) => self.begin(env, info, &request, transfer),
+        }
+        Ok(true)
+    }
+
+    /// Takes a free slot; there is one.
+    fn claim(&mut self, request: &Request, write_grants: bool) -> u16 {
+        let index = self.free;
+        if let Some(slot) = self.slots.get_mut(usize::from(index)) {
+            self.free = slot.next;
+            *slot = Slot {
+                id: request.id,
+                operation: request.operation,
+                write_grants,
+                busy: true,
+                ..FREE
+            };
+            self.in_flight += 1;
+        }
+        index
+    }
+
+    /// Pins a transfer's pages and makes it the current request.
+    fn begin<P: Platform>(
+        &mut self,
+        env: &Env<'_, P>,
+        info: &DeviceInfo,
+        request: &Request,
+        transfer: Transfer,
+    ) {
+        let index = self.claim(request, !transfer.write);
+        let sectors = self.pin(env, info, request, index, transfer.nr_segments);
+        let good = sectors.is_some_and(|sectors| {
+            sectors == 0 || request::check_range(info, request.sector, sectors)
+        });
+        if !good {
+            self.answer(env, index, BlkifStatus::ERROR);
+            return;
+        }
+        let flush = transfer.flush && info.flush;
+        let step = match (transfer.barrier, flush) {
+            (true, _) => Step::Drain,
+            (false, true) => Step::FlushBefore,
+            (false, false) => Step::Data,
+        };
+        self.current = Some(Current {
+            slot: index,
+            step,
+            write: transfer.write,
+            ordered: transfer.barrier || transfer.flush && transfer.nr_segments > 0,
+            flush,
+            next: 0,
+            nr_segments: transfer.nr_segments,
+            sector: request.sector,
+        });
+    }
+
+    /// Pins the pages of a request's segments, which go to `segments`; its sectors. On failure
+    /// what is pinned stays so until the slot is answered.
+    fn pin<P: Platform>(
+        &mut self,
+        env: &Env<'_, P>,
+        info: &DeviceInfo,
+        request: &Request,
+        index: u16,
+        nr_segments: u16,
+    ) -> Option<u64> {
+        match &request.kind {
+            Kind::Direct { segments, .. } => {
+                let mut sectors = 0;
+                for segment in segments.iter().take(nr_segments.into()) {
+                    sectors += self.pin_segment(env, info, index, segment)?;
+                }
+                Some(sectors)
+            }
+            Kind::Indirect { pages, .. } => {
+                let mut sectors = 0;
+                let mut left = usize::from(nr_segments);
+                for page in pages.iter().take(left.div_ceil(SEGMENTS_PER_INDIRECT_PAGE)) {
+                    let part = left.min(SEGMENTS_PER_INDIRECT_PAGE);
+                    sectors += self.pin_indirect(env, info, index, *page, part)?;
+                    left -= part;
+                }
+                Some(sectors)
+            }
+            Kind::Discard { .. } | Kind::Unknown => None,
+        }
+    }
+
+    /// Pins the segments a page of an indirect request names. Each is read once.
+    fn pin_indirect<P: Platform>(
+        &mut self,
+        env: &Env<'_, P>,
+        info: &DeviceInfo,
+        index: u16,
+        page: GrantRef,
+        nr_segments: usize,
+    ) -> Option<u64> {
+        let mfn = gnttab::map_page(env.dom, env.plat, page, false).ok()?;
+        let words = env.plat.frame(mfn);
+        let sectors = words.and_then(|words| {
+            let mut sectors = 0;
+            for word in words.iter().take(nr_segments) {
+                let word = word.load(Ordering::Relaxed);
+                let segment = BlkifSegment {
+                    gref: GrantRef(word as u32),
+                    first_sect: (word >> 32) as u8,
+                    last_sect: (word >> 40) as u8,
+                    pad: 0,
+                };
+                sectors += self.pin_segment(env, info, index, &segment)?;
+            }
+            Some(sectors)
+        });
+        gnttab::release(env.dom, env.plat, page, false);
+        sectors
+    }
+
+    fn pin_segment<P: Platform>(
+        &mut self,
+        env: &Env<'_, P>,
+        info: &DeviceInfo,
+        index: u16,
+        segment: &BlkifSegment,
+    ) -> Option<u64> {
+        let (offset, len) = request::check_segment(info, segment)?;
+        let slot = self.slots.get_mut(usize::from(index))?;
+        let to = self.segments.get_mut(usize::from(slot.grants))?;
+        let at = usize::from(index) * usize::from(self.max_segments) + usize::from(slot.grants);
+        let kept = self.grants.get_mut(at)?;
+        let access = gnttab::access(env.dom, env.plat, segment.gref, slot.write_grants).ok()?;
+        *kept = segment.gref;
+        slot.grants += 1;
+        let inside = offset >= access.offset
+            && u32::from(offset) + u32::from(len)
+                <= u32::from(access.offset) + u32::from(access.len);
+        *to = Segment { gpfn: access.mfn, offset, len };
+        inside.then_some(u64::from(len) / u64::from(SECTOR_BYTES))
+    }
+
+    /// A submission completed. Stale ones are ignored.
+    pub(super) fn complete<P: Platform>(&mut self, env: &Env<'_, P>, tag: Tag, result: IoResult) {
+        let index = tag.0 as u16;
+        if self.tag(index) != tag {
+            return;
+        }
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
+        if !slot.busy || slot.outstanding == 0 {
+            return;
+        }
+        slot.outstanding -= 1;
+        if let Err(error) = result {
+            slot.status = status_of(error);
+            self.flush_unsupported |= error == IoError::Unsupported
+                && matches!(slot.operation, BlkifOp::FLUSH_DISKCACHE | BlkifOp::WRITE_BARRIER);
+        }
+        if self.current.is_none_or(|current| current.slot != index) {
+            self.answer_if_complete(env, index);
+        }
+    }
+
+    fn answer_if_complete<P: Platform>(&mut self, env: &Env<'_, P>, index: u16) {
+        if let Some(slot) = self.slots.get(usize::from(index))
+            && slot.outstanding == 0
+        {
+            self.answer(env, index, slot.status);
+        }
+    }
+
+    /// Lets go of a request's pages, frees its slot and answers it.
+    fn answer<P: Platform>(&mut self, env: &Env<'_, P>, index: u16, status: BlkifStatus) {
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
+        let first = usize::from(index) * usize::from(self.max_segments);
+        let kept = self.grants.get(first..first + usize::from(slot.grants)).unwrap_or_default();
+        for gref in kept {
+            gnttab::release(env.dom, env.plat, *gref, slot.write_grants);
+        }
+        let (id, operation) = (slot.id, slot.operation);
+        *slot = Slot { next: self.free, ..FREE };
+        self.free = index;
+        self.in_flight -= 1;
+        self.respond(id, operation, status);
+    }
+
+    fn respond(&mut self, id: u64, operation: BlkifOp, status: BlkifStatus) {
+        if let Some(attached) = &mut self.ring {
+            let (words, count) = attached.layout.response((id, operation), status);
+            attached.ring.put(words.get(..count).unwrap_or_default());
+        }
+    }
+}
+
+const fn status_of(error: IoError) -> BlkifStatus {
+    match error {
+        IoError::Unsupported => BlkifStatus::EOPNOTSUPP,
+        IoError::Io | IoError::NoSpace | IoError::Removed => BlkifStatus::ERROR,
+    }
+}

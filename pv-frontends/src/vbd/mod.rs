@@ -1,0 +1,7 @@
+//! Which disks a guest has: their numbers and names, and the `pontoon.vbd` option.
+
+mod config;
+mod number;
+
+pub use config::{BadOption, Entry, Flags, Lun, MAX_ENTRIES, Source, default_entry, parse};
+pub use number::{Kind, Name, Vdev};

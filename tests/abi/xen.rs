@@ -11,6 +11,10 @@ use xen_abi::hypercall::*;
 use xen_abi::io::blkif::*;
 use xen_abi::io::console::*;
 use xen_abi::io::ring::*;
+use xen_abi::io::xenbus::XenbusState;
+use xen_abi::io::xs_wire::{
+    self, RingError, XenstoreDomainInterface, XsType, XsdSockmsg, error_name,
+};
 use xen_abi::memory::*;
 use xen_abi::mm::*;
 use xen_abi::nmi::*;
@@ -48,6 +52,9 @@ pub const PRELUDE: &str = "
 #include <xen/arch-x86/cpuid.h>
 #include <xen/io/blkif.h>
 #include <xen/io/protocols.h>
+#include <errno.h>
+#include <xen/io/xenbus.h>
+#include <xen/io/xs_wire.h>
 
 /* The header once more, as a 32-bit compiler lays it out: no number is aligned to 8 bytes. */
 #undef __XEN_PUBLIC_IO_BLKIF_H__
@@ -109,6 +116,10 @@ pub const HIDDEN: &[&str] = &[
     "Errno::ERESTART",
     "NoteType::PHYS32_RELOC",
     "XenMem::TRANSLATE_GPFN_LIST",
+    "XsType::GET_FEATURE",
+    "XsType::SET_FEATURE",
+    "XsType::GET_QUOTA",
+    "XsType::SET_QUOTA",
 ];
 
 /// Everything in `xen-abi`.
@@ -123,6 +134,7 @@ pub fn table() -> Table {
     physdev(&mut t);
     start(&mut t);
     block(&mut t);
+    store(&mut t);
     t
 }
 
@@ -580,4 +592,62 @@ fn block(t: &mut Table) {
         let value = ring_size(pages * 4096, entry);
         t.add(format!("ring_size of {pages} pages for {ring}"), size, value.into());
     }
+}
+
+fn store(t: &mut Table) {
+    structures! { t;
+        XsdSockmsg = "struct xsd_sockmsg" { type_ = "type", req_id, tx_id, len }
+        XenstoreDomainInterface = "struct xenstore_domain_interface" {
+            req, rsp, req_cons, req_prod, rsp_cons, rsp_prod, server_features, connection, error,
+        }
+    }
+    codes! { t; XsType, "XS_", to_uppercase {
+        CONTROL, DIRECTORY, READ, GET_PERMS, WATCH, UNWATCH, TRANSACTION_START, TRANSACTION_END,
+        INTRODUCE, RELEASE, GET_DOMAIN_PATH, WRITE, MKDIR, RM, SET_PERMS, WATCH_EVENT, ERROR,
+        IS_DOMAIN_INTRODUCED, RESUME, SET_TARGET, RESET_WATCHES, DIRECTORY_PART,
+    } }
+    codes! { t; RingError, "XENSTORE_ERROR_", to_uppercase { NONE, COMM, RINGIDX, PROTO } }
+    codes! { t; XenbusState, "XenbusState", to_uppercase {
+        UNKNOWN = "XenbusStateUnknown", INITIALISING = "XenbusStateInitialising",
+        INIT_WAIT = "XenbusStateInitWait", INITIALISED = "XenbusStateInitialised",
+        CONNECTED = "XenbusStateConnected", CLOSING = "XenbusStateClosing",
+        CLOSED = "XenbusStateClosed", RECONFIGURING = "XenbusStateReconfiguring",
+        RECONFIGURED = "XenbusStateReconfigured",
+    } }
+    constants! { t;
+        xs_wire::RING_SIZE = "XENSTORE_RING_SIZE",
+        xs_wire::PAYLOAD_MAX = "XENSTORE_PAYLOAD_MAX",
+        xs_wire::ABS_PATH_MAX = "XENSTORE_ABS_PATH_MAX",
+        xs_wire::REL_PATH_MAX = "XENSTORE_REL_PATH_MAX",
+        xs_wire::FEATURE_RECONNECTION = "XENSTORE_SERVER_FEATURE_RECONNECTION",
+        xs_wire::FEATURE_ERROR = "XENSTORE_SERVER_FEATURE_ERROR",
+        xs_wire::CONNECTED = "XENSTORE_CONNECTED",
+        xs_wire::RECONNECT = "XENSTORE_RECONNECT",
+    }
+    // Every error has the name the header's table gives it, and the table has no more.
+    let errors = [
+        Errno::EINVAL,
+        Errno::EACCES,
+        Errno::EEXIST,
+        Errno::EISDIR,
+        Errno::ENOENT,
+        Errno::ENOMEM,
+        Errno::ENOSPC,
+        Errno::EIO,
+        Errno::ENOTEMPTY,
+        Errno::ENOSYS,
+        Errno::EROFS,
+        Errno::EBUSY,
+        Errno::EAGAIN,
+        Errno::E2BIG,
+        Errno::EPERM,
+    ];
+    for error in errors {
+        let name = String::from_utf8_lossy(error_name(error));
+        let name = name.trim_end_matches('\0');
+        t.add(format!("number of {name}"), name.to_owned(), error.0.into());
+    }
+    // EISCONN is the one that no domU can meet.
+    let count = "sizeof(xsd_errors) / sizeof(xsd_errors[0])".to_owned();
+    t.add("number of errors".to_owned(), count, errors.len() as u64 + 1);
 }

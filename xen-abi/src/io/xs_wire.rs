@@ -90,17 +90,14 @@ pub struct XenstoreDomainInterface {
     pub connection: AtomicU32,
     /// [`RingError`].
     pub error: AtomicU32,
-    /// The guest's port, for domains without a toolstack; else 0.
-    pub evtchn_port: AtomicU32,
 }
-const_assert_eq!(size_of::<XenstoreDomainInterface>(), 2080);
+const_assert_eq!(size_of::<XenstoreDomainInterface>(), 2076);
 const_assert_eq!(offset_of!(XenstoreDomainInterface, rsp), 1024);
 const_assert_eq!(offset_of!(XenstoreDomainInterface, req_cons), 2048);
 const_assert_eq!(offset_of!(XenstoreDomainInterface, req_prod), 2052);
 const_assert_eq!(offset_of!(XenstoreDomainInterface, server_features), 2064);
 const_assert_eq!(offset_of!(XenstoreDomainInterface, connection), 2068);
 const_assert_eq!(offset_of!(XenstoreDomainInterface, error), 2072);
-const_assert_eq!(offset_of!(XenstoreDomainInterface, evtchn_port), 2076);
 
 impl SharedView for XenstoreDomainInterface {}
 

@@ -2,6 +2,7 @@
 //! around them, and what their consoles and kernel logs say.
 
 pub mod guests;
+pub mod images;
 pub mod log;
 pub mod reference;
 pub mod transcript;

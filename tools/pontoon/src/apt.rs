@@ -83,16 +83,15 @@ impl Suite {
              APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n"
         );
         // Dropping the machine's hooks but not its way to the network.
-        if let Ok(dump) = Command::new("apt-config").arg("dump").output() {
-            for line in String::from_utf8_lossy(&dump.stdout).lines() {
-                if line.starts_with("Acquire::") && !line.starts_with("Acquire::Languages") {
-                    conf.push_str(line);
-                    conf.push('\n');
-                }
-            }
-        }
+        conf.push_str(&acquire_settings());
         fs::write(self.dir.join("apt.conf"), conf)?;
         Ok(())
+    }
+
+    /// The file of sources apt is given.
+    #[must_use]
+    pub fn sources(&self) -> PathBuf {
+        self.dir.join("sources.list")
     }
 
     fn tool(&self, program: &str) -> Command {
@@ -150,6 +149,17 @@ impl Suite {
         }
         Ok(())
     }
+}
+
+/// The machine's `Acquire` settings, proxies and the like, as apt's settings are
+/// written.
+#[must_use]
+pub fn acquire_settings() -> String {
+    let Ok(dump) = Command::new("apt-config").arg("dump").output() else { return String::new() };
+    let ours =
+        |line: &&str| line.starts_with("Acquire::") && !line.starts_with("Acquire::Languages");
+    let text = String::from_utf8_lossy(&dump.stdout);
+    text.lines().filter(ours).map(|line| format!("{line}\n")).collect()
 }
 
 fn last_line(bytes: &[u8]) -> String {

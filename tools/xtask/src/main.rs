@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use pontoon::artefact;
 use pontoon::kernel::{Kernel, is_suite};
+use pontoon_tests::images::{Image, Table};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -46,6 +47,24 @@ enum Commands {
         /// Only this target.
         target: Option<String>,
     },
+    /// Build disk images of Debian systems; print where they are (docs/images.md).
+    Image {
+        /// Test the images the tests use instead.
+        #[arg(long)]
+        check: bool,
+        /// Suites.
+        #[arg(default_values_t = pontoon_tests::images::SUITES.map(str::to_owned))]
+        suites: Vec<String>,
+        /// With an MBR instead of a GPT.
+        #[arg(long)]
+        mbr: bool,
+        /// Size; the file is sparse.
+        #[arg(long, value_name = "MIB", default_value_t = 2048)]
+        size: u64,
+        /// Further packages, separated by commas.
+        #[arg(long, value_delimiter = ',')]
+        packages: Vec<String>,
+    },
     /// Record what kernels say under real Xen (tests/e2e/xen-logs).
     XenLogs {
         /// What the guest does meanwhile (see tests/e2e/init.sh).
@@ -79,6 +98,16 @@ fn run(command: Commands) -> Result<()> {
         }
         Commands::Size => check::size(),
         Commands::Fuzz { seconds, target } => test::fuzz(seconds, target.as_deref()),
+        Commands::Image { check: true, .. } => test::images(),
+        Commands::Image { suites, mbr, size, packages, .. } => {
+            let table = if mbr { Table::Mbr } else { Table::Gpt };
+            for suite in suites {
+                let packages = packages.clone();
+                let image = Image { size_mib: size, packages, ..Image::new(&suite, table) };
+                println!("{}", image.get()?.display());
+            }
+            Ok(())
+        }
         Commands::XenLogs { test, kernels } => xen_logs(&test, &kernels),
     }
 }

@@ -70,6 +70,12 @@ pub fn e2e(options: &E2e) -> Result<()> {
     boots(options)
 }
 
+/// Disk images: built, read, booted.
+pub fn images() -> Result<()> {
+    pontoon::setup::for_testing()?;
+    cargo(&["test", "--package", "pontoon-tests", "--test", "images", "--", "--include-ignored"])
+}
+
 fn boots(options: &E2e) -> Result<()> {
     let mut command =
         cargo_command(&["test", "--package", "pontoon-tests", "--test", "e2e", "--"])?;

@@ -1,0 +1,215 @@
+//! Disk images of Debian systems, as the administrator of a Xen PV guest has
+//! them: built once and kept in the cache.
+
+use anyhow::{Context, Result, bail};
+use pontoon::apt::{self, Suite};
+use pontoon::cache;
+use pontoon::cleanup::Scratch;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const SCRIPT: &str = include_str!("../images/build.sh");
+
+/// What is installed beyond Debian's essential packages.
+const PACKAGES: [&str; 13] = [
+    "systemd-sysv",
+    "udev",
+    "dbus",
+    "login",
+    "passwd",
+    "kmod",
+    "iproute2",
+    "iputils-ping",
+    "e2fsprogs",
+    "linux-image-amd64",
+    "initramfs-tools",
+    "grub2-common",
+    "zstd",
+];
+
+/// The suites whose images the tests boot.
+pub const SUITES: [&str; 2] = ["bookworm", "trixie"];
+
+/// The password of root in every image.
+pub const PASSWORD: &str = "pontoon";
+/// Their host name.
+pub const HOSTNAME: &str = "pontoon-guest";
+
+/// Partition tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// MBR.
+    Mbr,
+    /// GPT.
+    Gpt,
+}
+
+/// An image to have.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Debian suite.
+    pub suite: String,
+    /// Its partition table. The root file system is on the first and only
+    /// partition. With GPT it is named by its UUID; with MBR as /dev/xvda1.
+    pub table: Table,
+    /// Its size; the file is sparse.
+    pub size_mib: u64,
+    /// Packages beyond those all images have.
+    pub packages: Vec<String>,
+}
+
+impl Image {
+    /// An image of 2 GiB with a login and no more.
+    #[must_use]
+    pub fn new(suite: &str, table: Table) -> Self {
+        Self { suite: suite.to_owned(), table, size_mib: 2048, packages: Vec::new() }
+    }
+
+    /// The image, read-only for its users: a guest gets a copy of it, or an
+    /// overlay. Built if it is not in the cache, which takes root, a network and
+    /// one to three minutes.
+    pub fn get(&self) -> Result<PathBuf> {
+        let _lock = cache::lock("images")?;
+        let table = match self.table {
+            Table::Mbr => "dos",
+            Table::Gpt => "gpt",
+        };
+        let key = self.key();
+        let dir = cache::dir()?.join("images").join(format!("{}-{table}-{key:016x}", self.suite));
+        cache::filled(&dir, |work| self.build(table, work))?;
+        Ok(dir.join("disk.raw"))
+    }
+
+    /// A copy of the image at `to`, sparse as it is, for a guest that writes.
+    pub fn copy(&self, to: &Path) -> Result<()> {
+        let from = self.get()?;
+        let mut command = Command::new("cp");
+        command.args(["--sparse=always", "--reflink=auto"]).arg(from).arg(to);
+        let out = done_output(&mut command)?;
+        if !out.status.success() {
+            bail!("cp: {}", String::from_utf8_lossy(&out.stderr).trim());
+        }
+        Ok(())
+    }
+
+    /// Changes with everything an image is made from, save for what the mirror
+    /// has today.
+    fn key(&self) -> u64 {
+        let table = format!("{:?}", self.table);
+        let size = self.size_mib.to_string();
+        let mut parts = vec![SCRIPT, &self.suite, &table, &size];
+        parts.extend(PACKAGES);
+        parts.extend(self.packages.iter().map(String::as_str));
+        // FNV-1a.
+        parts
+            .iter()
+            .flat_map(|part| part.bytes().chain([0]))
+            .fold(0xcbf2_9ce4_8422_2325, |hash, b| {
+                (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+            })
+    }
+
+    fn build(&self, table: &str, work: &Path) -> Result<()> {
+        pontoon::setup::for_testing()?;
+        pontoon::say(format!("building a disk image of Debian {} ({table})", self.suite));
+        let suite = Suite::open(&self.suite)?;
+        let temporary = Scratch::new()?;
+        let settings = temporary.path().join("apt.conf");
+        fs::write(&settings, apt::acquire_settings())?;
+        let script = temporary.path().join("build.sh");
+        fs::write(&script, SCRIPT)?;
+        let all: Vec<_> =
+            PACKAGES.into_iter().chain(self.packages.iter().map(String::as_str)).collect();
+        let key = self.key();
+        let digits = format!("{key:016x}{:016x}", key.rotate_left(29));
+        let group = |from: usize, to: usize| digits.get(from..to).unwrap_or_default().to_owned();
+        let uuid =
+            [group(0, 8), group(8, 12), group(12, 16), group(16, 20), group(20, 32)].join("-");
+        let root_by = if self.table == Table::Gpt { "uuid" } else { "device" };
+        let place = |path: &Path| path.display().to_string();
+        let variables = [
+            ("OUT", place(&work.join("disk.raw"))),
+            ("TMP", place(temporary.path())),
+            ("SUITE", self.suite.clone()),
+            ("SOURCES", place(&suite.sources())),
+            ("APTCONF", place(&settings)),
+            ("TABLE", table.to_owned()),
+            ("SIZE_MIB", self.size_mib.to_string()),
+            ("ROOT_BY", root_by.to_owned()),
+            ("UUID", uuid),
+            ("PACKAGES", all.join(",")),
+            ("EPOCH", "1735689600".to_owned()),
+            ("LC_ALL", "C.UTF-8".to_owned()),
+            ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+        ];
+        // As with apt-get: root, or sudo.
+        let mut command = Command::new(if is_root()? { "env" } else { "sudo" });
+        if !is_root()? {
+            command.arg("env");
+        }
+        command.args(variables.map(|(name, value)| format!("{name}={value}")));
+        command.arg("sh").arg(&script);
+        let out = done_output(&mut command)?;
+        if !out.status.success() {
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            let lines: Vec<_> = said.lines().collect();
+            let last = lines.get(lines.len().saturating_sub(10)..).unwrap_or_default().join("\n");
+            bail!("the image of Debian {} cannot be built:\n{last}", self.suite);
+        }
+        Ok(())
+    }
+}
+
+fn is_root() -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    // The owner of a process is the owner of its directory in /proc.
+    Ok(fs::metadata("/proc/self").context("/proc/self")?.uid() == 0)
+}
+
+fn done_output(command: &mut Command) -> Result<std::process::Output> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null()).output().with_context(|| format!("{program} cannot be run"))
+}
+
+/// Names of the files in an initramfs of initramfs-tools: plain cpio archives,
+/// the last of which is compressed.
+pub fn initramfs_names(initrd: &[u8]) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let mut rest = initrd;
+    while rest.starts_with(b"070701") {
+        rest = one_archive(rest, &mut names)?;
+        let zeroes = rest.iter().take_while(|&&b| b == 0).count();
+        rest = rest.get(zeroes..).unwrap_or_default();
+    }
+    let (program, args): (&str, &[&str]) = match rest {
+        [] => return Ok(names),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", &["-dcq"]),
+        [0x1f, 0x8b, ..] => ("gzip", &["-dc"]),
+        [0xfd, b'7', b'z', ..] => ("xz", &["-dc"]),
+        _ => bail!("an initramfs compressed in a way unknown here"),
+    };
+    let unpacked = pontoon::kernel::pipe_through(program, args, rest)?;
+    one_archive(&unpacked, &mut names)?;
+    Ok(names)
+}
+
+/// Adds the names in the newc archive `bytes` begins with; gives what is behind.
+fn one_archive<'a>(bytes: &'a [u8], names: &mut Vec<String>) -> Result<&'a [u8]> {
+    let mut at = 0;
+    loop {
+        let header = bytes.get(at..at + 110).context("an archive cut short")?;
+        let field = |index: usize| -> Result<usize> {
+            let hex = header.get(6 + 8 * index..14 + 8 * index).unwrap_or_default();
+            Ok(usize::from_str_radix(std::str::from_utf8(hex)?, 16)?)
+        };
+        let (data, name) = (field(6)?, field(11)?);
+        let name_end = at + 110 + name;
+        let name = bytes.get(at + 110..name_end.saturating_sub(1)).context("a name cut short")?;
+        at = name_end.next_multiple_of(4) + data.next_multiple_of(4);
+        if name == b"TRAILER!!!" {
+            return Ok(bytes.get(at..).unwrap_or_default());
+        }
+        names.push(String::from_utf8_lossy(name).into_owned());
+    }
+}

@@ -7,6 +7,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod blkback;
+pub mod disk;
 pub mod ring;
 pub mod vbd;
 pub mod vmbus;

@@ -2,6 +2,8 @@
 
 mod config;
 mod number;
+#[cfg(test)]
+mod tests;
 
 pub use config::{BadOption, Entry, Flags, Lun, MAX_ENTRIES, Source, default_entry, parse};
 pub use number::{Kind, Name, Vdev};

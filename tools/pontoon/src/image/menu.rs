@@ -93,7 +93,7 @@ impl Menu {
     /// default, else the first that boots Linux.
     pub fn choose(&self, wanted: Option<&str>) -> Result<Chosen<'_>> {
         if let Some(wanted) = wanted {
-            let path = pick(&self.entries, wanted).or_else(|| self.anywhere(wanted));
+            let path = pick(&self.entries, wanted, true).or_else(|| self.anywhere(wanted));
             let Some(path) = path else {
                 bail!("there is no entry \"{wanted}\" among {}", self.listing());
             };
@@ -105,7 +105,8 @@ impl Menu {
                 _ => bail!("\"{wanted}\" is a menu without entries"),
             };
         }
-        let path = pick(&self.entries, &self.default).or_else(|| pick(&self.entries, "0"));
+        let path =
+            pick(&self.entries, &self.default, false).or_else(|| pick(&self.entries, "0", false));
         let default = path.and_then(|path| self.at(&path));
         let instead = match default {
             Some((title, Action::Linux(recipe))) => {
@@ -173,8 +174,9 @@ impl Menu {
     }
 }
 
-/// Places of the entry that `spec` means.
-fn pick(entries: &[Entry], spec: &str) -> Option<Vec<usize>> {
+/// Places of the entry that `spec` means. Behind a sub-menu's name, what does not
+/// exist is its first entry, as in GRUB, unless `strict`.
+fn pick(entries: &[Entry], spec: &str, strict: bool) -> Option<Vec<usize>> {
     let (head, rest) = split_spec(spec);
     let index = match head.parse::<usize>() {
         Ok(number) => Some(number).filter(|&n| n < entries.len()),
@@ -183,8 +185,8 @@ fn pick(entries: &[Entry], spec: &str) -> Option<Vec<usize>> {
     }?;
     let mut path = vec![index];
     if let Some(Action::Submenu(inner)) = entries.get(index).map(|e| &e.action) {
-        // What does not exist in a sub-menu is its first entry, as in a menu.
-        path.extend(pick(inner, rest).or_else(|| pick(inner, ""))?);
+        let found = pick(inner, rest, strict);
+        path.extend(found.or_else(|| pick(inner, "", strict).filter(|_| !strict))?);
     }
     Some(path)
 }
@@ -247,6 +249,8 @@ mod tests {
         assert_eq!(chosen("0", Some("1>0")), "more>b");
         assert_eq!(chosen("0", Some("id-b")), "more>b");
         assert_eq!(chosen("0", Some("c > d")), "more>c > d");
+        assert_eq!(chosen("0", Some("1")), "more>b");
+        assert!(chosen("0", Some("1>2")).contains("no entry"));
         assert!(chosen("0", Some("9")).contains("1>1 \"c > d\""));
         assert!(chosen("0", Some("Xen")).contains("starts multiboot"));
     }

@@ -56,6 +56,12 @@ pub const fn of_port(index: u16) -> (u16, u16) {
     (index >> QUEUE_BITS, index & (MAX_QUEUES - 1))
 }
 
+/// The vbd and the queue whose request a tag names.
+#[must_use]
+pub const fn of_tag(tag: Tag) -> (u16, u16) {
+    of_port((tag.0 >> 16) as u16)
+}
+
 /// Where a call happens.
 pub struct Env<'a, P> {
     /// The domain.
@@ -133,7 +139,10 @@ impl<D: BlockDevice> Vbd<D> {
     #[must_use]
     pub fn new(index: u16, config: VbdConfig, limits: Limits, device: D) -> Self {
         let limits = limits.clamped();
-        let queue = |number| Mutex::new(Queue::new(number, limits.requests, limits.max_segments));
+        let queue = |number| {
+            let port = index << QUEUE_BITS | number;
+            Mutex::new(Queue::new(port, limits.requests, limits.max_segments))
+        };
         Self {
             index,
             config,
@@ -190,7 +199,7 @@ impl<D: BlockDevice> Vbd<D> {
 
     /// A request completed. The frontend sees it at [`Self::settle`].
     pub fn complete<P: Platform>(&self, env: &Env<'_, P>, tag: Tag, result: IoResult) {
-        if let Some(queue) = self.queues.get(Queue::of_tag(tag)) {
+        if let Some(queue) = self.queues.get(usize::from(of_tag(tag).1)) {
             queue.lock().complete(env, tag, result);
             self.unsettled.store(true, Ordering::Release);
         }

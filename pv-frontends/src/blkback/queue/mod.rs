@@ -63,6 +63,8 @@ const FREE: Slot = Slot {
 /// A queue.
 pub(super) struct Queue {
     number: u16,
+    /// Its number among all queues of all vbds: see [`super::of_port`].
+    port: u16,
     ring: Option<Attached>,
     slots: Box<[Slot]>,
     free: u16,
@@ -100,7 +102,7 @@ pub(super) struct Connection {
 
 impl Queue {
     /// A queue for so many requests at once, of so many segments each.
-    pub(super) fn new(number: u16, requests: u16, max_segments: u16) -> Self {
+    pub(super) fn new(port: u16, requests: u16, max_segments: u16) -> Self {
         let requests = requests.clamp(1, NONE - 1);
         let mut slots = vec![FREE; requests.into()].into_boxed_slice();
         for (slot, next) in slots.iter_mut().zip(1..requests) {
@@ -108,7 +110,8 @@ impl Queue {
         }
         let nothing = Segment { gpfn: Mfn(0), offset: 0, len: 0 };
         Self {
-            number,
+            number: super::of_port(port).1,
+            port,
             ring: None,
             slots,
             free: 0,
@@ -220,12 +223,7 @@ impl Queue {
     }
 
     const fn tag(&self, slot: u16) -> Tag {
-        Tag((self.generation as u64) << 32 | (self.number as u64) << 16 | slot as u64)
-    }
-
-    /// The queue a tag is of.
-    pub(super) const fn of_tag(tag: Tag) -> usize {
-        (tag.0 >> 16) as usize & 0xffff
+        Tag((self.generation as u64) << 32 | (self.port as u64) << 16 | slot as u64)
     }
 
     /// Takes what is in the ring and hands it to the device, as far as both go. Whether there is

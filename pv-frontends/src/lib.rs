@@ -9,6 +9,7 @@ extern crate std;
 pub mod blkback;
 pub mod disk;
 pub mod ring;
+pub mod storvsc;
 pub mod vbd;
 pub mod vmbus;
 pub mod xenbus;

@@ -170,7 +170,7 @@ impl<H: Hypervisor> VmBus<H> {
         self.next_poll_ns.load(Ordering::Relaxed)
     }
 
-    pub(super) fn poll_at(&self, ns: u64) {
+    pub(crate) fn poll_at(&self, ns: u64) {
         self.next_poll_ns.fetch_min(ns, Ordering::Relaxed);
     }
 
@@ -352,13 +352,22 @@ impl<H: Hypervisor> VmBus<H> {
         }
         let Some(entry) = state.offers.remove(&id) else { return };
         if let Some(rings) = entry.rings {
-            let until = self.hv.now_ns().saturating_add(LIMBO_NS);
-            state.limbo.push_back((until, rings.gpfns));
-            self.poll_at(until);
+            self.put_in_limbo(&mut state, rings.gpfns);
         }
         state.gpadls.retain(|_, gpadl| gpadl.channel != id);
         state.outbox.push(&RelidReleased { channel_id: id, ..RelidReleased::empty() });
         self.finish(state);
+    }
+
+    fn put_in_limbo(&self, state: &mut State, gpfns: Box<[u64]>) {
+        let until = self.hv.now_ns().saturating_add(LIMBO_NS);
+        state.limbo.push_back((until, gpfns));
+        self.poll_at(until);
+    }
+
+    /// Gives pages back after a while, which the host of a rescinded channel may still write to.
+    pub(crate) fn free_later(&self, gpfns: Box<[u64]>) {
+        self.put_in_limbo(&mut self.state.lock(), gpfns);
     }
 
     /// Makes a driver's pages known to the host, as one buffer, for a channel of its own:

@@ -247,6 +247,13 @@ impl<M: RingMemory> Packet<'_, M> {
         (nr < room).then(|| transmute!(self.word(3 + nr as usize)))
     }
 
+    /// A word between descriptor and payload, by its number.
+    #[must_use]
+    pub fn header_word(&self, nr: usize) -> Option<u64> {
+        let nr = nr.checked_add(DESCRIPTOR_BYTES as usize / 8)?;
+        (nr < usize::from(self.descriptor.data_offset8)).then(|| self.word(nr))
+    }
+
     /// A word of the packet; `nr` is below its length.
     fn word(&self, nr: usize) -> u64 {
         self.memory.read(advance(self.at, nr as u32 * 8, self.bytes))

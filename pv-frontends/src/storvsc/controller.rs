@@ -1,0 +1,411 @@
+//! A controller: its channels, its units.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+
+use hv_abi::Guid;
+use hv_abi::storvsc::{Header, Operation, Version};
+use hv_abi::vmbus::packet::PacketType;
+use hv_abi::vmbus::{ChannelId, OfferChannel};
+use spin::{Mutex, RwLock};
+
+use super::command::control;
+use super::driver::Sink;
+use super::machine::{Found, Machine, Send};
+use super::queue::{Owner, Queue};
+use super::result::{Answer, Outcome, asks_for_scan, moves_blocks};
+use super::unit::{Request, Unit};
+use crate::blkback::{Io, IoError, IoResult, Submitted, Tag};
+use crate::vmbus::{
+    Channel, External, Hypervisor, OutPacket, Packet, PageSpan, PagedRing, Received, SendError,
+    VmBus,
+};
+
+/// Packets handled in one go.
+const BUDGET: u32 = 64;
+/// Until a packet of the controller's own that found no room is tried again.
+const RETRY_NS: u64 = 10_000_000;
+
+/// A controller.
+#[derive(Debug)]
+pub(super) struct Controller {
+    pub offer: OfferChannel,
+    pub machine: Mutex<Machine>,
+    version: AtomicU16,
+    /// The initialization is over: requests may be sent.
+    ready: AtomicBool,
+    /// A scan is over: what it found is to be compared with what is known.
+    scanned: AtomicBool,
+    /// The primary channel's first; then those of sub-channels.
+    queues: RwLock<Vec<Arc<Queue>>>,
+    units: RwLock<Vec<Arc<Unit>>>,
+    /// 1: a reset was sent for late requests; 2: the channel is being closed for them.
+    escalation: AtomicU8,
+    /// How often the channel was opened again.
+    pub reopened: AtomicU8,
+    /// Answers to nothing, and packets that are none.
+    pub bogus: AtomicU64,
+}
+
+impl Controller {
+    pub(super) fn new(offer: OfferChannel, machine: Machine) -> Self {
+        Self {
+            offer,
+            version: AtomicU16::new(machine.version.0),
+            machine: Mutex::new(machine),
+            ready: AtomicBool::new(false),
+            scanned: AtomicBool::new(false),
+            queues: RwLock::new(Vec::new()),
+            units: RwLock::new(Vec::new()),
+            escalation: AtomicU8::new(0),
+            reopened: AtomicU8::new(0),
+            bogus: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) const fn instance(&self) -> Guid {
+        self.offer.interface_instance
+    }
+
+    fn version(&self) -> Version {
+        Version(self.version.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn queue(&self, id: ChannelId) -> Option<Arc<Queue>> {
+        self.queues.read().iter().find(|queue| queue.channel.id() == id).cloned()
+    }
+
+    fn primary(&self) -> Option<Arc<Queue>> {
+        self.queues.read().first().cloned()
+    }
+
+    /// Channels that are open.
+    pub(super) fn channels(&self) -> Vec<ChannelId> {
+        self.queues.read().iter().map(|queue| queue.channel.id()).collect()
+    }
+
+    pub(super) fn add_queue(&self, queue: Queue) {
+        let mut queues = self.queues.write();
+        let at = if queue.channel.id() == self.offer.channel_id { 0 } else { queues.len() };
+        queues.insert(at, Arc::new(queue));
+    }
+
+    /// The channel is closed, or gone: its requests fail.
+    pub(super) fn remove_queue<H: Hypervisor, S: Sink>(
+        &self,
+        bus: &VmBus<H>,
+        sink: &S,
+        id: ChannelId,
+        error: IoError,
+    ) {
+        let queue = {
+            let mut queues = self.queues.write();
+            let at = queues.iter().position(|queue| queue.channel.id() == id);
+            at.map(|at| queues.remove(at))
+        };
+        if id == self.offer.channel_id {
+            self.ready.store(false, Ordering::Release);
+            self.machine.lock().stop();
+            self.escalation.store(0, Ordering::Relaxed);
+        }
+        let Some(queue) = queue else { return };
+        for owner in queue.drain() {
+            if let Owner::Unit(unit, tag) = owner {
+                unit.unsettle();
+                sink.completed(&unit, tag, Err(error));
+            }
+        }
+        queue.free(bus);
+        self.settle(sink);
+    }
+
+    pub(super) fn unit(&self, nr: usize) -> Option<Arc<Unit>> {
+        self.units.read().get(nr).cloned()
+    }
+
+    /// All units are gone.
+    pub(super) fn remove_units<S: Sink>(&self, sink: &S) {
+        let units = core::mem::take(&mut *self.units.write());
+        for unit in units {
+            unit.set_gone();
+            sink.removed(&unit);
+        }
+    }
+
+    /// Lets those go on that wait for room, or whose requests ended.
+    fn settle<S: Sink>(&self, sink: &S) {
+        let mut nr = 0;
+        // No lock while the sink is called.
+        while let Some(unit) = self.unit(nr) {
+            if unit.take_unsettled() {
+                sink.settled(&unit);
+            }
+            nr += 1;
+        }
+    }
+
+    /// See [`Unit::submit`].
+    pub(super) fn submit<H: Hypervisor>(
+        &self,
+        bus: &VmBus<H>,
+        unit: &Arc<Unit>,
+        queue: u32,
+        io: &Io<'_>,
+        request: &Request,
+        tag: Tag,
+    ) -> Submitted {
+        let Some(queue) = self.queue_for(queue) else {
+            // Being opened again.
+            unit.unsettle();
+            return Submitted::Busy;
+        };
+        match queue.submit(bus, self.version(), unit, io, request, tag) {
+            Ok(()) => Submitted::Accepted,
+            Err(SendError::Full | SendError::Closed | SendError::Ring(_)) => {
+                unit.unsettle();
+                Submitted::Busy
+            }
+            Err(SendError::TooLarge | SendError::BadSpan) => Submitted::Failed(IoError::Io),
+        }
+    }
+
+    /// See [`Unit::commit`].
+    pub(super) fn commit<H: Hypervisor>(&self, bus: &VmBus<H>, queue: u32) {
+        if let Some(queue) = self.queue_for(queue) {
+            queue.commit(bus);
+        }
+    }
+
+    fn queue_for(&self, nr: u32) -> Option<Arc<Queue>> {
+        // Before the conversation is over, packets of requests would be out of order.
+        let queues = self.queues.read();
+        let nr = nr as usize % queues.len().max(1);
+        queues.get(nr).filter(|_| self.is_ready()).cloned()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// The host signalled a channel.
+    pub(super) fn on_signal<H: Hypervisor, S: Sink>(
+        self: &Arc<Self>,
+        bus: &VmBus<H>,
+        sink: &S,
+        channel: &Channel,
+    ) -> Received {
+        let Some(queue) = self.queue(channel.id()) else { return Received::All };
+        let received = bus.receive(channel, BUDGET, |packet| {
+            self.on_packet(bus, sink, &queue, packet);
+        });
+        self.go_on(bus, sink);
+        queue.commit(bus);
+        self.settle(sink);
+        received
+    }
+
+    fn on_packet<H: Hypervisor, S: Sink>(
+        &self,
+        bus: &VmBus<H>,
+        sink: &S,
+        queue: &Queue,
+        packet: &Packet<'_, PagedRing>,
+    ) {
+        match packet.packet_type() {
+            PacketType::COMPLETION => self.on_completion(bus, sink, queue, packet),
+            PacketType::IN_BAND => {
+                let operation = packet.payload::<Header>().map(|header| header.operation);
+                match operation {
+                    // Which unit it is about is not said: look at all.
+                    Some(Operation::ENUMERATE_BUS | Operation::REMOVE_DEVICE) => {
+                        self.machine.lock().rescan();
+                    }
+                    _ => self.count_bogus(bus, "a packet"),
+                }
+                if packet.wants_completion() {
+                    let answer = OutPacket::<PageSpan> {
+                        transaction_id: packet.transaction_id(),
+                        is_completion: true,
+                        completion_wanted: false,
+                        external: External::None,
+                        payload: &[],
+                    };
+                    // A host that gives no room for it does not get it.
+                    let _ = bus.send(&queue.channel, &answer);
+                }
+            }
+            _ => self.count_bogus(bus, "a packet"),
+        }
+    }
+
+    fn count_bogus<H: Hypervisor>(&self, bus: &VmBus<H>, what: &str) {
+        let count = self.bogus.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            bus.hypervisor().log(format_args!("storvsc: {what} that makes no sense ({count})"));
+        }
+    }
+
+    fn on_completion<H: Hypervisor, S: Sink>(
+        &self,
+        bus: &VmBus<H>,
+        sink: &S,
+        queue: &Queue,
+        packet: &Packet<'_, PagedRing>,
+    ) {
+        let id = packet.transaction_id();
+        let Some(wanted) = queue.data_bytes(id) else {
+            self.count_bogus(bus, "an answer");
+            return;
+        };
+        let answer = Answer::of(packet);
+        let outcome = answer.map_or(Outcome::Failed(IoError::Io), |a| a.outcome(wanted));
+        if let Outcome::News(news) = outcome
+            && asks_for_scan(news)
+        {
+            self.machine.lock().rescan();
+        }
+        let at_once = matches!(outcome, Outcome::News(_));
+        if (at_once || outcome == Outcome::Busy) && queue.again(bus, self.version(), id, at_once) {
+            return;
+        }
+        let Some(ended) = queue.take(id) else { return };
+        match ended.owner {
+            Owner::Control => {
+                let mut machine = self.machine.lock();
+                machine.on_control(answer.as_ref());
+                self.version.store(machine.version.0, Ordering::Relaxed);
+                self.ready.store(machine.is_ready(), Ordering::Release);
+            }
+            Owner::Reset => self.escalation.store(0, Ordering::Relaxed),
+            Owner::Own => {
+                if self.machine.lock().on_command(outcome) {
+                    self.scanned.store(true, Ordering::Release);
+                }
+            }
+            Owner::Unit(unit, tag) => {
+                let result: IoResult = match outcome {
+                    Outcome::Done(moved) if moves_blocks(ended.opcode) && moved < wanted => {
+                        Err(IoError::Io)
+                    }
+                    Outcome::Done(_) => Ok(()),
+                    Outcome::Failed(error) => Err(error),
+                    Outcome::News(_) | Outcome::Busy => Err(IoError::Io),
+                };
+                unit.unsettle();
+                sink.completed(&unit, tag, result);
+            }
+        }
+    }
+
+    /// Sends what the conversation wants sent, and tells what a scan found.
+    pub(super) fn go_on<H: Hypervisor, S: Sink>(self: &Arc<Self>, bus: &VmBus<H>, sink: &S) {
+        if self.scanned.swap(false, Ordering::AcqRel) {
+            let found = self.machine.lock().take_found();
+            self.compare(sink, &found);
+        }
+        let Some(queue) = self.primary() else { return };
+        let mut machine = self.machine.lock();
+        let sent = match machine.to_send() {
+            None => return,
+            Some(Send::Control(payload)) => queue.submit_control(bus, Owner::Control, &payload),
+            Some(Send::Command(address, cdb, room)) => {
+                let page = (room > 0).then_some((machine.page_gpfn(), room));
+                queue.submit_own(bus, machine.version, address, cdb, page)
+            }
+        };
+        match sent {
+            Ok(()) => machine.sent(),
+            Err(_) => bus.poll_at(bus.hypervisor().now_ns().saturating_add(RETRY_NS)),
+        }
+        drop(machine);
+        queue.commit(bus);
+    }
+
+    /// Compares what a scan found with what is known.
+    fn compare<S: Sink>(self: &Arc<Self>, sink: &S, found: &[Found]) {
+        let known = self.units.read().clone();
+        for unit in &known {
+            let at = found.iter().find(|(address, _)| *address == unit.address());
+            match at.and_then(|(_, info)| *info) {
+                // Another disk in the same place is another disk.
+                Some(info) if info.identifier == unit.info().identifier => {
+                    if info != unit.info() {
+                        unit.set_info(info);
+                        sink.changed(unit);
+                    }
+                }
+                _ => {
+                    unit.set_gone();
+                    self.units.write().retain(|other| !Arc::ptr_eq(other, unit));
+                    sink.removed(unit);
+                }
+            }
+        }
+        for (address, info) in found {
+            let Some(info) = info else { continue };
+            if self.units.read().iter().any(|unit| unit.address() == *address) {
+                continue;
+            }
+            let unit = Arc::new(Unit::new(Arc::clone(self), *address, *info));
+            self.units.write().push(Arc::clone(&unit));
+            sink.added(&unit);
+        }
+    }
+
+    /// Looks after requests that take long. When to look again.
+    pub(super) fn look<H: Hypervisor, S: Sink>(
+        self: &Arc<Self>,
+        bus: &VmBus<H>,
+        sink: &S,
+    ) -> Option<u64> {
+        let (mut late, mut next): (usize, Option<u64>) = (0, None);
+        let mut nr = 0;
+        while let Some(queue) = { self.queues.read().get(nr).cloned() } {
+            let overdue = queue.look(bus, self.version());
+            late += overdue.late;
+            next = next.into_iter().chain(overdue.next_ns).min();
+            nr += 1;
+        }
+        if late > 0 {
+            self.escalate(bus, late);
+        }
+        self.go_on(bus, sink);
+        next
+    }
+
+    /// Requests are late. The pages in them stay the host's until it answers or lets the channel
+    /// go: first ask it to give up on all requests, then close the channel.
+    fn escalate<H: Hypervisor>(&self, bus: &VmBus<H>, late: usize) {
+        let level = self.escalation.fetch_add(1, Ordering::Relaxed);
+        bus.hypervisor().log(format_args!(
+            "storvsc {}: {late} requests are late{}",
+            self.instance(),
+            if level == 0 { ", resetting the bus" } else { ", closing the channel" },
+        ));
+        if level == 0
+            && let Some(queue) = self.primary()
+        {
+            let reset = control(Operation::RESET_BUS, &());
+            if queue.submit_control(bus, Owner::Reset, &reset).is_ok() {
+                queue.commit(bus);
+                return;
+            }
+        }
+        self.close_channels(bus);
+    }
+
+    /// Closes all channels; each one's requests fail when the host has let it go.
+    pub(super) fn close_channels<H: Hypervisor>(&self, bus: &VmBus<H>) {
+        for id in self.channels() {
+            // One that is closing or gone already has its event on the way.
+            let _ = bus.close(id);
+        }
+    }
+
+    /// What it holds of memory is the host's for a moment still.
+    pub(super) fn free_page<H: Hypervisor>(&self, bus: &VmBus<H>) {
+        bus.free_later(Box::new([self.machine.lock().page_gpfn()]));
+    }
+}

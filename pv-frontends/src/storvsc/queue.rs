@@ -1,0 +1,501 @@
+//! The requests of one channel.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use hv_abi::PAGE_SIZE;
+use hv_abi::scsi::{Opcode, UnmapDescriptor, UnmapHeader};
+use hv_abi::storvsc::Version;
+use spin::Mutex;
+use translate::platform::PageWords;
+use zerocopy::big_endian::{U16, U32, U64};
+use zerocopy::{FromZeros, transmute};
+
+use super::command::{Cdb, Direction, Payload, execute};
+use super::unit::{Request, Unit, UnitAddress};
+use crate::blkback::{Io, Segment, Tag};
+use crate::vmbus::{
+    Channel, External, Hypervisor, OutPacket, PageSpan, SendError, Shared, Span, VmBus,
+};
+
+/// Bytes of UNMAP's parameter data with one range.
+pub(super) const UNMAP_BYTES: usize = size_of::<UnmapHeader>() + size_of::<UnmapDescriptor>();
+/// Room for it in a page; no range crosses a page.
+const UNMAP_ROOM: usize = 32;
+/// How long a request may take.
+const TIMEOUT_NS: u64 = 180_000_000_000;
+/// Until a request the device was too busy for is sent again.
+const BUSY_WAIT_NS: u64 = 10_000_000;
+/// How often a request is sent in all.
+const MAX_TRIES: u8 = 8;
+
+/// A piece of a page in 8 bytes: frame number, first byte, bytes less one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Packed(u64);
+
+impl Packed {
+    /// `None` for frames beyond 52 bits of address, which no processor has.
+    fn new(gpfn: u64, offset: u32, bytes: u32) -> Option<Self> {
+        let fits = gpfn < 1 << 40 && offset < 4096 && (1..=4096).contains(&bytes);
+        fits.then(|| Self(gpfn << 24 | u64::from(offset) << 12 | u64::from(bytes - 1)))
+    }
+}
+
+impl Span for Packed {
+    fn gpfn(&self) -> u64 {
+        self.0 >> 24
+    }
+    fn offset(&self) -> u32 {
+        (self.0 >> 12) as u32 & 0xfff
+    }
+    fn bytes(&self) -> u32 {
+        (self.0 as u32 & 0xfff) + 1
+    }
+}
+
+impl Span for Segment {
+    fn gpfn(&self) -> u64 {
+        self.gpfn.0
+    }
+    fn offset(&self) -> u32 {
+        u32::from(self.offset)
+    }
+    fn bytes(&self) -> u32 {
+        u32::from(self.len)
+    }
+}
+
+/// Whose request it is.
+#[derive(Clone, Debug)]
+pub(super) enum Owner {
+    /// The controller's own command: a scan's.
+    Own,
+    /// The controller's own packet: initialization.
+    Control,
+    /// A RESET_BUS after a request was late.
+    Reset,
+    /// A unit's.
+    Unit(Arc<Unit>, Tag),
+}
+
+/// A request the host has, or will be sent again.
+#[derive(Debug)]
+struct Pending {
+    owner: Owner,
+    address: UnitAddress,
+    cdb: Cdb,
+    direction: Direction,
+    data_bytes: u32,
+    /// Pieces in the slot's share of the table.
+    spans: usize,
+    tries: u8,
+    /// Waits to be sent again; the host does not have it.
+    is_waiting: bool,
+    /// When it is late, or is to be sent again.
+    at_ns: u64,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// Goes up with each use, so that an answer to an earlier one is told apart.
+    generation: u32,
+    pending: Option<Pending>,
+}
+
+#[derive(Debug)]
+struct Slots {
+    slots: Box<[Slot]>,
+    free: Vec<u16>,
+    spans: Box<[Packed]>,
+}
+
+/// A request that ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub owner: Owner,
+    pub opcode: Opcode,
+}
+
+/// What is to be done about requests that take long.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Overdue {
+    /// Requests that are late for the first time since the last look.
+    pub late: usize,
+    /// When to look again.
+    pub next_ns: Option<u64>,
+}
+
+/// One channel and its requests.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub channel: Arc<Channel>,
+    slots: Mutex<Slots>,
+    max_spans: usize,
+    /// For UNMAP's parameters: a share of a page for each slot.
+    unmap: Box<[Shared<PageWords>]>,
+    /// A packet was written and the host not signalled.
+    owed: AtomicBool,
+}
+
+impl Queue {
+    /// A queue of `requests` requests of up to `max_spans` pieces; `None` without memory.
+    pub(super) fn new<H: Hypervisor>(
+        hv: &H,
+        channel: Arc<Channel>,
+        requests: u16,
+        max_spans: usize,
+    ) -> Option<Self> {
+        let count = usize::from(requests);
+        let pages = (count * UNMAP_ROOM).div_ceil(PAGE_SIZE);
+        let mut unmap: Vec<Shared<PageWords>> = Vec::with_capacity(pages);
+        for _ in 0..pages {
+            match hv.allocate() {
+                Some(page) => unmap.push(page),
+                None => {
+                    unmap.iter().for_each(|page| hv.free(page.gpfn));
+                    return None;
+                }
+            }
+        }
+        let slots = Slots {
+            slots: (0..count).map(|_| Slot::default()).collect(),
+            free: (0..requests).rev().collect(),
+            spans: (0..count * max_spans).map(|_| Packed::default()).collect(),
+        };
+        Some(Self {
+            channel,
+            slots: Mutex::new(slots),
+            max_spans,
+            unmap: unmap.into_boxed_slice(),
+            owed: AtomicBool::new(false),
+        })
+    }
+
+    /// Gives its pages back; the channel is closed, or gone.
+    pub(super) fn free<H: Hypervisor>(&self, bus: &VmBus<H>) {
+        bus.free_later(self.unmap.iter().map(|page| page.gpfn).collect());
+    }
+
+    /// Sends a unit's request.
+    pub(super) fn submit<H: Hypervisor>(
+        &self,
+        bus: &VmBus<H>,
+        version: Version,
+        unit: &Arc<Unit>,
+        io: &Io<'_>,
+        request: &Request,
+        tag: Tag,
+    ) -> Result<(), SendError> {
+        if io.segments.len() > self.max_spans {
+            return Err(SendError::TooLarge);
+        }
+        let mut slots = self.slots.lock();
+        let Some(nr) = slots.free.last().copied() else { return Err(SendError::Full) };
+        let first = usize::from(nr) * self.max_spans;
+        let mut spans = 0;
+        let mut data_bytes = 0;
+        if let Some((lba, blocks)) = request.unmap {
+            let span = self.put_unmap(nr, lba, blocks).ok_or(SendError::BadSpan)?;
+            data_bytes = UNMAP_BYTES as u32;
+            if let Some(place) = slots.spans.get_mut(first) {
+                *place = span;
+                spans = 1;
+            }
+        } else {
+            for segment in io.segments {
+                let packed = Packed::new(segment.gpfn(), segment.offset(), segment.bytes());
+                let packed = packed.ok_or(SendError::BadSpan)?;
+                data_bytes += packed.bytes();
+                if let Some(place) = slots.spans.get_mut(first + spans) {
+                    *place = packed;
+                    spans += 1;
+                }
+            }
+        }
+        let pending = Pending {
+            owner: Owner::Unit(Arc::clone(unit), tag),
+            address: unit.address(),
+            cdb: request.cdb,
+            direction: request.direction,
+            data_bytes,
+            spans,
+            tries: 0,
+            is_waiting: false,
+            at_ns: 0,
+        };
+        self.start(bus, version, &mut slots, nr, pending)
+    }
+
+    /// Sends one of the controller's own commands, with data in one page.
+    pub(super) fn submit_own<H: Hypervisor>(
+        &self,
+        bus: &VmBus<H>,
+        version: Version,
+        address: UnitAddress,
+        cdb: Cdb,
+        page: Option<(u64, u32)>,
+    ) -> Result<(), SendError> {
+        let mut slots = self.slots.lock();
+        let Some(nr) = slots.free.last().copied() else { return Err(SendError::Full) };
+        let (mut spans, mut data_bytes) = (0, 0);
+        if let Some((gpfn, bytes)) = page {
+            let packed = Packed::new(gpfn, 0, bytes).ok_or(SendError::BadSpan)?;
+            if let Some(place) = slots.spans.get_mut(usize::from(nr) * self.max_spans) {
+                (*place, spans, data_bytes) = (packed, 1, bytes);
+            }
+        }
+        let pending = Pending {
+            owner: Owner::Own,
+            address,
+            cdb,
+            direction: if spans == 0 { Direction::None } else { Direction::In },
+            data_bytes,
+            spans,
+            tries: 0,
+            is_waiting: false,
+            at_ns: 0,
+        };
+        self.start(bus, version, &mut slots, nr, pending)
+    }
+
+    /// Sends a packet that is no SCSI command.
+    pub(super) fn submit_control<H: Hypervisor>(
+        &self,
+        bus: &VmBus<H>,
+        owner: Owner,
+        payload: &Payload,
+    ) -> Result<(), SendError> {
+        let mut slots = self.slots.lock();
+        let Some(nr) = slots.free.last().copied() else { return Err(SendError::Full) };
+        let generation = next_generation(&slots, nr);
+        self.write::<H, PageSpan>(bus, transaction(nr, generation), External::None, payload)?;
+        let pending = Pending {
+            owner,
+            address: UnitAddress { path: 0, target: 0, lun: 0 },
+            cdb: Cdb::test_unit_ready(),
+            direction: Direction::None,
+            data_bytes: 0,
+            spans: 0,
+            tries: MAX_TRIES,
+            is_waiting: false,
+            at_ns: bus.hypervisor().now_ns().saturating_add(TIMEOUT_NS),
+        };
+        occupy(&mut slots, nr, generation, pending);
+        Ok(())
+    }
+
+    fn start<H: Hypervisor>(
+        &self,
+        bus: &VmBus<H>,
+        version: Version,
+        slots: &mut Slots,
+        nr: u16,
+        mut pending: Pending,
+    ) -> Result<(), SendError> {
+        let generation = next_generation(slots, nr);
+        self.send(bus, version, slots, nr, generation, &mut pending)?;
+        occupy(slots, nr, generation, pending);
+        Ok(())
+    }
+
+    fn send<H: Hypervisor>(
+        &self,
+        bus: &VmBus<H>,
+        version: Version,
+        slots: &Slots,
+        nr: u16,
+        generation: u32,
+        pending: &mut Pending,
+    ) -> Result<(), SendError> {
+        let Pending { address, cdb, direction, data_bytes, .. } = pending;
+        let payload = execute(version, *address, cdb, *direction, *data_bytes);
+        let first = usize::from(nr) * self.max_spans;
+        let spans = slots.spans.get(first..first + pending.spans).unwrap_or_default();
+        let external = if spans.is_empty() { External::None } else { External::MultiPage(spans) };
+        self.write(bus, transaction(nr, generation), external, &payload)?;
+        pending.tries += 1;
+        pending.is_waiting = false;
+        pending.at_ns = bus.hypervisor().now_ns().saturating_add(TIMEOUT_NS);
+        Ok(())
+    }
+
+    fn write<H: Hypervisor, S: Span>(
+        &self,
+        bus: &VmBus<H>,
+        transaction_id: u64,
+        external: External<'_, S>,
+        payload: &Payload,
+    ) -> Result<(), SendError> {
+        let packet = OutPacket {
+            transaction_id,
+            is_completion: false,
+            completion_wanted: true,
+            external,
+            payload: payload.0.get(..payload.1).unwrap_or_default(),
+        };
+        if bus.send_quietly(&self.channel, &packet)? {
+            self.owed.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Signals the host if a packet was written that it may not have seen.
+    pub(super) fn commit<H: Hypervisor>(&self, bus: &VmBus<H>) {
+        if self.owed.load(Ordering::Relaxed) && self.owed.swap(false, Ordering::Relaxed) {
+            bus.signal(&self.channel);
+        }
+    }
+
+    /// Takes the request an answer is for; `None`: for none.
+    pub(super) fn take(&self, transaction_id: u64) -> Option<Ended> {
+        let mut slots = self.slots.lock();
+        let nr = slot_of(&slots, transaction_id)?;
+        let pending = slots.slots.get_mut(usize::from(nr))?.pending.take()?;
+        slots.free.push(nr);
+        Some(Ended { owner: pending.owner, opcode: pending.cdb.opcode() })
+    }
+
+    /// Bytes that the command an answer is for was to move; `None`: it is for none.
+    pub(super) fn data_bytes(&self, transaction_id: u64) -> Option<u32> {
+        let slots = self.slots.lock();
+        let nr = slot_of(&slots, transaction_id)?;
+        let pending = slots.slots.get(usize::from(nr))?.pending.as_ref()?;
+        Some(pending.data_bytes)
+    }
+
+    /// Sends a request again that was answered: at once, or after a while. `false`: it was sent
+    /// too often, or is none.
+    pub(super) fn again<H: Hypervisor>(
+        &self,
+        bus: &VmBus<H>,
+        version: Version,
+        transaction_id: u64,
+        at_once: bool,
+    ) -> bool {
+        let mut slots = self.slots.lock();
+        let Some(nr) = slot_of(&slots, transaction_id) else { return false };
+        let Some(slot) = slots.slots.get_mut(usize::from(nr)) else { return false };
+        let Some(mut pending) = slot.pending.take() else { return false };
+        let is_given_up = pending.tries >= MAX_TRIES;
+        if !is_given_up {
+            pending.is_waiting = true;
+            let now = bus.hypervisor().now_ns();
+            pending.at_ns = if at_once { now } else { now.saturating_add(BUSY_WAIT_NS) };
+            bus.poll_at(pending.at_ns);
+            if at_once {
+                let generation = next_generation(&slots, nr);
+                // Where there is no room now, there is when it is looked at again.
+                if self.send(bus, version, &slots, nr, generation, &mut pending).is_ok()
+                    && let Some(slot) = slots.slots.get_mut(usize::from(nr))
+                {
+                    slot.generation = generation;
+                }
+            }
+        }
+        if let Some(slot) = slots.slots.get_mut(usize::from(nr)) {
+            slot.pending = Some(pending);
+        }
+        !is_given_up
+    }
+
+    /// Sends what waits for that, and looks for requests that are late.
+    pub(super) fn look<H: Hypervisor>(&self, bus: &VmBus<H>, version: Version) -> Overdue {
+        let now = bus.hypervisor().now_ns();
+        let mut slots = self.slots.lock();
+        let mut overdue = Overdue::default();
+        for nr in 0..slots.slots.len() as u16 {
+            let at = usize::from(nr);
+            let Some(mut pending) = slots.slots.get_mut(at).and_then(|s| s.pending.take()) else {
+                continue;
+            };
+            if pending.at_ns <= now {
+                if pending.is_waiting {
+                    let generation = next_generation(&slots, nr);
+                    match self.send(bus, version, &slots, nr, generation, &mut pending) {
+                        Ok(()) => {
+                            if let Some(slot) = slots.slots.get_mut(at) {
+                                slot.generation = generation;
+                            }
+                        }
+                        Err(_) => pending.at_ns = now.saturating_add(BUSY_WAIT_NS),
+                    }
+                } else {
+                    overdue.late += 1;
+                    pending.at_ns = now.saturating_add(TIMEOUT_NS);
+                }
+            }
+            overdue.next_ns =
+                Some(overdue.next_ns.map_or(pending.at_ns, |ns| ns.min(pending.at_ns)));
+            if let Some(slot) = slots.slots.get_mut(at) {
+                slot.pending = Some(pending);
+            }
+        }
+        drop(slots);
+        self.commit(bus);
+        overdue
+    }
+
+    /// Takes all requests; the host does not have them any more.
+    pub(super) fn drain(&self) -> Vec<Owner> {
+        let mut slots = self.slots.lock();
+        let mut owners = Vec::new();
+        for nr in 0..slots.slots.len() as u16 {
+            let taken = slots.slots.get_mut(usize::from(nr)).and_then(|slot| slot.pending.take());
+            if let Some(pending) = taken {
+                slots.free.push(nr);
+                owners.push(pending.owner);
+            }
+        }
+        owners
+    }
+
+    /// Writes UNMAP's parameters into a slot's share of the pages.
+    fn put_unmap(&self, nr: u16, lba: u64, blocks: u32) -> Option<Packed> {
+        let header = UnmapHeader {
+            data_length: U16::new(UNMAP_BYTES as u16 - 2),
+            descriptor_length: U16::new(size_of::<UnmapDescriptor>() as u16),
+            ..UnmapHeader::new_zeroed()
+        };
+        let range = UnmapDescriptor {
+            lba: U64::new(lba),
+            blocks: U32::new(blocks),
+            ..UnmapDescriptor::new_zeroed()
+        };
+        let first: u64 = transmute!(header);
+        let rest: [u64; 2] = transmute!(range);
+        let at = usize::from(nr) * UNMAP_ROOM;
+        let page = self.unmap.get(at / PAGE_SIZE)?;
+        let words = page.view.get(at % PAGE_SIZE / 8..)?;
+        for (to, from) in words.iter().zip([first, rest[0], rest[1]]) {
+            to.store(from, Ordering::Relaxed);
+        }
+        Packed::new(page.gpfn, (at % PAGE_SIZE) as u32, UNMAP_BYTES as u32)
+    }
+}
+
+/// The number a request goes by.
+const fn transaction(nr: u16, generation: u32) -> u64 {
+    (generation as u64) << 32 | nr as u64
+}
+
+fn next_generation(slots: &Slots, nr: u16) -> u32 {
+    slots.slots.get(usize::from(nr)).map_or(0, |slot| slot.generation).wrapping_add(1)
+}
+
+/// The slot a number means, if a request the host has is in it.
+fn slot_of(slots: &Slots, transaction_id: u64) -> Option<u16> {
+    let nr = u16::try_from(transaction_id as u32).ok()?;
+    let slot = slots.slots.get(usize::from(nr))?;
+    let is_sent = slot.pending.as_ref().is_some_and(|pending| !pending.is_waiting);
+    (is_sent && u64::from(slot.generation) == transaction_id >> 32).then_some(nr)
+}
+
+/// Puts a request into the slot that was last in the list of free ones.
+fn occupy(slots: &mut Slots, nr: u16, generation: u32, pending: Pending) {
+    slots.free.pop();
+    if let Some(slot) = slots.slots.get_mut(usize::from(nr)) {
+        *slot = Slot { generation, pending: Some(pending) };
+    }
+}

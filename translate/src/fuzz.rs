@@ -12,6 +12,7 @@ use zerocopy::IntoBytes;
 
 use crate::bounce;
 use crate::dispatch::hypercall;
+use crate::evtchn::Backend;
 use crate::fake::{
     FIRST_MFN, HOLE_ENTRY, Machine, SHARED_INFO_MFN, catch_shutdown, kernel_regs, mfn, user_regs,
     va,
@@ -19,11 +20,14 @@ use crate::fake::{
 use crate::outcome::Outcome;
 use crate::platform::GuestMemory;
 use crate::regs::CpuRegs;
+use crate::xenstore::Config;
 
 /// Frames the machine has.
 const FRAMES: u64 = 24;
 /// The L4 it starts with, and the L3, L2 and L1 below it.
 const L4: u64 = 8;
+/// The ring of xenstore.
+const STORE: u64 = 20;
 
 /// A value that has a chance to mean something: a small number, a pointer to memory, a machine
 /// address or frame, a domain id, an entry; or anything.
@@ -89,6 +93,9 @@ fn machine() -> Machine {
         }
     }
     hide_tables(&machine);
+    let port = machine.dom.evtchn.alloc_backend(&machine.plat, Backend::Xenstore).expect("free");
+    machine.dom.xenstore.start(&Config { bytes: 32 << 10, ..Config::default() }).expect("memory");
+    machine.dom.xenstore.connect(&machine.plat, mfn(STORE).base(), port);
     machine
 }
 

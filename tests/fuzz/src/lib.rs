@@ -8,11 +8,13 @@
 mod disk;
 mod mutate;
 mod seeds;
+mod xenstore;
 
 pub use disk::{bootmenu, image};
 
 pub use mutate::Mutator;
 pub use seeds::seeds;
+pub use xenstore::xenstore;
 
 use translate::builder::layout::{self, Config};
 use translate::builder::populate::{self, Machine};
@@ -31,7 +33,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "bootmenu", run: bootmenu, runs: 3000 },
     Target { name: "bundle", run: bundle, runs: 3000 },
     Target { name: "cmdline", run: cmdline, runs: 3000 },
@@ -39,6 +41,7 @@ pub const TARGETS: [Target; 7] = [
     Target { name: "decompress", run: decompress, runs: 400 },
     Target { name: "image", run: image, runs: 3000 },
     Target { name: "kernel", run: kernel, runs: 1500 },
+    Target { name: "xenstore", run: xenstore, runs: 3000 },
 ];
 
 /// Decompressed sizes above this are left out: only the zeroing of the buffer would be tested.

@@ -36,6 +36,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "decompress" => PACKED.map(<[u8]>::to_vec).to_vec(),
         "image" => images(),
         "kernel" => kernels(),
+        "xenstore" => crate::xenstore::seeds(),
         _ => Vec::new(),
     }
 }

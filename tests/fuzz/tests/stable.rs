@@ -78,3 +78,8 @@ fn image() {
 fn kernel() {
     exercise(named("kernel"));
 }
+
+#[test]
+fn xenstore() {
+    exercise(named("xenstore"));
+}

@@ -114,6 +114,15 @@ fn used(prod: u32, cons: u32) -> Result<u32, RingError> {
     if used > RING_SIZE { Err(RingError::RINGIDX) } else { Ok(used) }
 }
 
+/// What a request takes of the budget: long paths have many nodes above them, and trees and
+/// transactions may be large.
+const fn cost(header: &XsdSockmsg) -> usize {
+    match header.type_ {
+        XsType::RM | XsType::TRANSACTION_END => usize::MAX,
+        _ => 1 + header.len as usize / 128,
+    }
+}
+
 impl Store {
     /// Says what is offered, on a new ring.
     pub fn introduce(&mut self, ring: &XenstoreDomainInterface) {
@@ -122,7 +131,8 @@ impl Store {
         self.fire_special(b"@introduceDomain");
     }
 
-    /// Reads requests, at most `budget`, carries them out and sends what there is to send.
+    /// Reads requests, carries them out and sends what there is to send. With a budget of 0 it
+    /// only sends; else it reads at least one request, and of short ones as many as the budget.
     pub fn serve(&mut self, ring: &XenstoreDomainInterface, budget: usize) -> Served {
         let mut served = Served::default();
         if ring.connection.load(Ordering::Acquire) == RECONNECT {
@@ -162,8 +172,8 @@ impl Store {
             if !self.receive(ring, &mut served.notify)? {
                 return Ok(());
             }
+            left = left.saturating_sub(cost(&self.header()));
             self.carry_out();
-            left -= 1;
         }
     }
 

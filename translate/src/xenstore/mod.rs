@@ -32,7 +32,7 @@ use crate::domain::Domain;
 use crate::evtchn::{self, Backend, Here};
 use crate::platform::Platform;
 
-/// Requests carried out at a time.
+/// Short requests carried out at a time; longer ones count more, and removals end the turn.
 const BUDGET: usize = 16;
 /// No ring.
 const NONE: u64 = u64::MAX;
@@ -125,8 +125,8 @@ impl Xenstore {
     }
 }
 
-/// The guest kicked the store: carries out its requests, at most 16. Returns whether some are
-/// left: call it again, after events have been looked at.
+/// The guest kicked the store: carries out its requests, at most 16 short ones or one large one.
+/// Returns whether some are left: call it again, after events have been looked at.
 pub fn kicked<P: Platform>(dom: &Domain, plat: &P, here: Here<'_>) -> bool {
     Xenstore::run(dom, plat, here, BUDGET, |_| ()).is_some_and(|((), more)| more)
 }

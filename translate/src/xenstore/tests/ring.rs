@@ -98,6 +98,17 @@ fn long_batches_are_cut() {
     assert!(c.serve().more);
     assert!(!c.serve().more);
     assert_eq!(c.drain().len(), 40);
+    // Long requests count more, and one that may be large is the last of its turn.
+    for (request, done) in
+        [(message(XsType::RM, 1, b"data/x\0"), 1), (message(XsType::READ, 1, &[b'a'; 128]), 7)]
+    {
+        let before = c.ring.req_cons.load(Relaxed);
+        c.put(&request.repeat(7));
+        assert_eq!(c.serve().more, done < 7);
+        let read = c.ring.req_cons.load(Relaxed).wrapping_sub(before) as usize;
+        assert_eq!(read, done * request.len());
+        assert_eq!(c.drain().len(), 7);
+    }
 }
 
 #[test]

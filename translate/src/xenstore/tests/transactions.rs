@@ -164,3 +164,14 @@ fn permissions_in_a_transaction() {
     assert_eq!(c.one(XsType::GET_PERMS, 0, "data/a"), Ok("r1|b0|".into()));
     assert_eq!(c.read(0, "data/a"), Ok("1".into()));
 }
+
+#[test]
+fn who_only_reads_is_in_nobodys_way() {
+    let mut c = Client::with_home();
+    c.write(0, "data/a", "1").expect("room");
+    let (one, two) = (c.begin(), c.begin());
+    assert_eq!(c.read(one, "data/a"), Ok("1".into()));
+    assert_eq!(c.read(two, "data/a"), Ok("1".into()));
+    assert_eq!(c.end(one, true), Ok(()));
+    assert_eq!(c.end(two, true), Ok(()));
+}

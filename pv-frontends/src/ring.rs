@@ -169,3 +169,7 @@ impl<M: RingMemory> BackRing<M> {
         Ok(self.waiting()? > 0)
     }
 }
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;

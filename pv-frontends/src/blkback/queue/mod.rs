@@ -45,6 +45,8 @@ struct Slot {
     /// How they are pinned.
     write_grants: bool,
     busy: bool,
+    /// Counts the requests that had this slot: completions of earlier ones are told by it.
+    sequence: u32,
     /// The next free slot.
     next: u16,
 }
@@ -57,6 +59,7 @@ const FREE: Slot = Slot {
     grants: 0,
     write_grants: false,
     busy: false,
+    sequence: 0,
     next: NONE,
 };
 
@@ -75,8 +78,6 @@ pub(super) struct Queue {
     segments: Box<[Segment]>,
     max_segments: u16,
     current: Option<Current>,
-    /// Tells completions of requests that were given up from those of their slots' next ones.
-    generation: u32,
     /// The device was given something since the last commit.
     uncommitted: bool,
     /// The device answered a flush with "unsupported".
@@ -120,7 +121,6 @@ impl Queue {
             segments: vec![nothing; max_segments.into()].into(),
             max_segments,
             current: None,
-            generation: 0,
             uncommitted: false,
             flush_unsupported: false,
         }
@@ -212,7 +212,6 @@ impl Queue {
 
     /// Fails what is at the device, which is gone: completions that still come mean nothing.
     pub(super) fn give_up<P: Platform>(&mut self, env: &Env<'_, P>) {
-        self.generation = self.generation.wrapping_add(1);
         self.stop();
         self.current = None;
         for index in 0..self.slots.len() {
@@ -222,8 +221,10 @@ impl Queue {
         }
     }
 
-    const fn tag(&self, slot: u16) -> Tag {
-        Tag((self.generation as u64) << 32 | (self.port as u64) << 16 | slot as u64)
+    /// The tag of the request in a slot.
+    fn tag(&self, index: u16) -> Tag {
+        let sequence = self.slots.get(usize::from(index)).map_or(0, |slot| slot.sequence);
+        Tag(u64::from(sequence) << 32 | u64::from(self.port) << 16 | u64::from(index))
     }
 
     /// Takes what is in the ring and hands it to the device, as far as both go. Whether there is
@@ -311,6 +312,7 @@ impl Queue {
                 operation: request.operation,
                 write_grants,
                 busy: true,
+                sequence: slot.sequence.wrapping_add(1),
                 ..FREE
             };
             self.in_flight += 1;
@@ -474,7 +476,7 @@ impl Queue {
             gnttab::release(env.dom, env.plat, *gref, slot.write_grants);
         }
         let (id, operation) = (slot.id, slot.operation);
-        *slot = Slot { next: self.free, ..FREE };
+        *slot = Slot { next: self.free, sequence: slot.sequence, ..FREE };
         self.free = index;
         self.in_flight -= 1;
         self.respond(id, operation, status);

@@ -50,6 +50,23 @@ fn foreign_queues_and_tags() {
     w.settle();
 }
 
+/// A host that completes a request twice: the second time it is another request's slot.
+#[test]
+fn completions_come_once() {
+    let (mut w, mut front) = connected(disk(64));
+    let page = whole(&mut w);
+    assert_eq!(run(&mut w, &mut front, BlkifOp::READ, 0, &[page], false), 0);
+    let tag = w.vbd.device().state().log[0].tag;
+    front.transfer(&mut w, BlkifOp::READ, 8, &[page], false);
+    front.flush(&w);
+    assert_eq!(w.vbd.device().state().log[1].tag.0 as u32, tag.0 as u32, "the same slot");
+    w.vbd.complete(&w.env(), tag, Ok(()));
+    w.settle();
+    assert!(front.responses(&mut w).is_empty());
+    w.drain();
+    assert_eq!(front.responses(&mut w).len(), 1);
+}
+
 /// Something a guest writes, or does.
 #[derive(Clone, Debug)]
 enum Act {

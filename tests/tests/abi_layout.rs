@@ -5,7 +5,7 @@ mod abi;
 
 use std::path::{Path, PathBuf};
 
-use abi::{Table, declared, hyperv, workspace, xen};
+use abi::{Table, declared, hyperv, vmbus, workspace, xen};
 use anyhow::{Context, Result};
 use pontoon::{apt::Suite, cache};
 
@@ -26,6 +26,8 @@ fn xen_abi() {
 
 /// The kernel headers of Debian 12, unpacked in the cache.
 fn kernel_headers() -> Result<PathBuf> {
+    // Before anything of apt's: two tests want the headers.
+    let _lock = cache::lock("headers")?;
     let suite = Suite::open("bookworm")?;
     let of = |package: &str, ends: &str| -> Result<String> {
         let depends = suite.depends(package)?.into_iter();
@@ -37,7 +39,6 @@ fn kernel_headers() -> Result<PathBuf> {
     let common = of(&of("linux-headers-amd64", "-amd64")?, "-common")?;
     let version = suite.version(&common)?.context("a package has a version")?;
     let dir = cache::dir()?.join("headers").join(format!("{common}_{version}"));
-    let _lock = cache::lock("headers")?;
     cache::filled(&dir, |work| suite.unpack(&common, work))?;
     Ok(dir.join("usr/src").join(common))
 }
@@ -49,6 +50,14 @@ fn hv_abi() {
     let stand_ins = tempfile::tempdir().expect("a temporary directory");
     let include = hyperv::include(stand_ins.path(), &headers);
     assert_same(&hyperv::table(), hyperv::PRELUDE, &include);
+}
+
+#[test]
+fn vmbus_abi() {
+    let headers = kernel_headers().expect("the kernel headers of Debian 12");
+    let stand_ins = tempfile::tempdir().expect("a temporary directory");
+    let include = vmbus::include(stand_ins.path(), &headers);
+    assert_same(&vmbus::table(), vmbus::PRELUDE, &include);
 }
 
 /// A structure or code that is added to `xen-abi` is added to the table, too.

@@ -107,7 +107,7 @@ pub struct PacketFooter {
 const_assert_eq!(size_of::<PacketFooter>(), 8);
 
 /// Begins the payload of a pipe's packets, whose lengths need not be multiples of 8
-/// (`struct vmpipe_hdr` of `drivers/hv/hv_util.c`, `net/vmw_vsock/hyperv_transport.c`).
+/// (`struct vmbuspipe_hdr`; `struct vmpipe_proto_header` of `net/vmw_vsock/hyperv_transport.c`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct PipeHeader {

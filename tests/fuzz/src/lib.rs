@@ -5,11 +5,13 @@
 //! seeded random mutations of both (`FUZZ_RUNS` sets how many). `cargo xtask fuzz` runs the same
 //! functions under libFuzzer.
 
+mod block;
 mod disk;
 mod mutate;
 mod seeds;
 mod xenstore;
 
+pub use block::{blkif, partition, vbds};
 pub use disk::{bootmenu, image};
 
 pub use mutate::Mutator;
@@ -33,7 +35,8 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 11] = [
+    Target { name: "blkif", run: blkif, runs: 1500 },
     Target { name: "bootmenu", run: bootmenu, runs: 3000 },
     Target { name: "bundle", run: bundle, runs: 3000 },
     Target { name: "cmdline", run: cmdline, runs: 3000 },
@@ -41,6 +44,8 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "decompress", run: decompress, runs: 400 },
     Target { name: "image", run: image, runs: 3000 },
     Target { name: "kernel", run: kernel, runs: 1500 },
+    Target { name: "partition", run: partition, runs: 2000 },
+    Target { name: "vbds", run: vbds, runs: 5000 },
     Target { name: "xenstore", run: xenstore, runs: 3000 },
 ];
 

@@ -36,6 +36,11 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "decompress" => PACKED.map(<[u8]>::to_vec).to_vec(),
         "image" => images(),
         "kernel" => kernels(),
+        "blkif" => crate::block::blkif_seeds(),
+        "partition" => crate::block::partition_seeds(),
+        "vbds" => vec![
+            b"xvda:scsi0:0,sda1:scsi0:1p2:ro,hdc:scsi1:2:3:cdrom,d536p37:scsi0:9:rw:disk".to_vec(),
+        ],
         "xenstore" => crate::xenstore::seeds(),
         _ => Vec::new(),
     }

@@ -83,3 +83,18 @@ fn kernel() {
 fn xenstore() {
     exercise(named("xenstore"));
 }
+
+#[test]
+fn blkif() {
+    exercise(named("blkif"));
+}
+
+#[test]
+fn partition() {
+    exercise(named("partition"));
+}
+
+#[test]
+fn vbds() {
+    exercise(named("vbds"));
+}

@@ -36,7 +36,7 @@ stress:*)
 	;;
 log) log ;;
 detect)
-	dmesg | grep -e 'Hypervisor detected' -e 'Hyper-V'
+	dmesg | grep -e 'Hypervisor detected' -e 'Hyper-V' -e 'tsc: Detected'
 	log
 	;;
 reboot)

@@ -8,12 +8,14 @@
 use anyhow::{Context, Result};
 use pontoon::protocol::{self, Exit, Kind, Run};
 use rustix::mount::{MountFlags, mount};
+use rustix::process::setpriority_process;
+use rustix::thread::{CpuSet, sched_setaffinity};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 const PORT: &str = "/dev/vport0p1";
@@ -61,6 +63,7 @@ fn serve() -> Result<()> {
         let file = File::open(module).with_context(|| module.to_owned())?;
         rustix::system::finit_module(&file, c"", 0).with_context(|| format!("load {module}"))?;
     }
+    start_pulse()?;
     let port = open_port()?;
     let mut agent =
         Agent { out: Arc::new(Mutex::new(port.try_clone()?)), running: None, upload: None };
@@ -70,6 +73,55 @@ fn serve() -> Result<()> {
         agent.handle(kind, &payload)?;
     }
     Ok(())
+}
+
+/// How often each processor gets an interrupt from another.
+const PULSE: Duration = Duration::from_millis(20);
+
+/// Keeps the processors' timers going.
+///
+/// QEMU's VMRUN (7.2, `helper_vmrun`) notes a virtual interrupt among the processor's pending
+/// requests by a plain read, change and write, while another thread may note there that the local
+/// APIC's timer has fired. That note can get lost. The interrupt then waits in the APIC until
+/// another one comes, and a processor that waits for its timer waits for ever. So each processor
+/// has a thread that wakes the next one's, which takes an interrupt between processors.
+fn start_pulse() -> Result<()> {
+    let cpus = thread::available_parallelism()?.get();
+    let mut threads = Vec::new();
+    let mut starts = Vec::new();
+    for cpu in 0..cpus {
+        let (start, started) = mpsc::channel();
+        let beat = move || {
+            let mut here = CpuSet::new();
+            here.set(cpu);
+            // Woken, it runs at once: a lower one would wait for a tick that may not come.
+            let pinned = sched_setaffinity(None, &here).and(setpriority_process(None, -20));
+            if let (Ok(()), Ok(next)) = (pinned, started.recv()) {
+                pulse(&next);
+            }
+        };
+        threads.push(thread::Builder::new().name(format!("pulse{cpu}")).spawn(beat)?);
+        starts.push(start);
+    }
+    for (start, next) in starts.iter().zip(threads.iter().cycle().skip(1)) {
+        // A thread that could not be pinned is gone, and nobody needs it.
+        let _ = start.send(next.thread().clone());
+    }
+    Ok(())
+}
+
+/// Wakes `next` now and then; being woken itself is all an early wake-up is for.
+fn pulse(next: &Thread) {
+    let mut due = Instant::now() + PULSE;
+    loop {
+        let now = Instant::now();
+        if now < due {
+            thread::park_timeout(due - now);
+        } else {
+            next.unpark();
+            due = now + PULSE;
+        }
+    }
 }
 
 /// The port appears a moment after its driver.

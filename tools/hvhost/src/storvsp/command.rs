@@ -88,6 +88,8 @@ pub enum Command {
     },
     /// GET CONFIGURATION with this much room.
     GetConfiguration(u64),
+    /// READ DISC INFORMATION with this much room.
+    DiscInformation(u64),
     /// GET EVENT STATUS NOTIFICATION: polled, classes, room.
     GetEvent(bool, u8, u64),
 }
@@ -130,10 +132,11 @@ const DISK: [Known; 13] = [
 ];
 
 /// Commands of DVDs only.
-const DVD: [Known; 3] = [
+const DVD: [Known; 4] = [
     (Opcode::READ_TOC, 10, None),
     (Opcode::GET_CONFIGURATION, 10, None),
     (Opcode::GET_EVENT_STATUS_NOTIFICATION, 10, None),
+    (Opcode::READ_DISC_INFORMATION, 10, None),
 ];
 
 /// Commands a device knows.
@@ -272,6 +275,8 @@ pub fn decode(cdb: &[u8; CDB_BYTES], dvd: bool) -> Result<Command, Failure> {
             Command::ReadToc { format: two & 0xf, msf: one & 2 != 0, track: six_, room: room10 }
         }
         Opcode::GET_CONFIGURATION => Command::GetConfiguration(room10),
+        // Other kinds of information are of discs that can be written.
+        Opcode::READ_DISC_INFORMATION if one & 7 == 0 => Command::DiscInformation(room10),
         Opcode::GET_EVENT_STATUS_NOTIFICATION => Command::GetEvent(one & 1 != 0, four, room10),
         _ => return Err(FIELD),
     })

@@ -288,6 +288,15 @@ pub fn toc(disk: &Disk, format: u8, msf: bool, track: u8) -> Result<Vec<u8>, Fai
     Ok([&length.to_be_bytes()[..], &[1, 1], &list].concat())
 }
 
+/// READ DISC INFORMATION data: finished, one session of one track.
+#[must_use]
+pub fn disc_information() -> [u8; 34] {
+    let mut data = [0; 34];
+    let (start, _) = data.split_at_mut(7);
+    start.copy_from_slice(&[0, 32, 0x0e, 1, 1, 1, 1]);
+    data
+}
+
 /// GET CONFIGURATION data: the current profile is DVD-ROM, no feature is told.
 #[must_use]
 pub fn configuration() -> [u8; 8] {

@@ -51,6 +51,8 @@ pub struct DiskOptions {
     pub direct: Direct,
     /// Format.
     pub format: Format,
+    /// It is plugged in later, by `disk-attach`.
+    pub detached: bool,
     /// Identity; `None`: made from file and place.
     pub id: Option<Guid>,
 }
@@ -72,12 +74,14 @@ impl FromStr for DiskOptions {
             dvd: false,
             direct: Direct::Auto,
             format: Format::Guess,
+            detached: false,
             id: None,
         };
         for word in words {
             match word.split_once('=').unwrap_or((word, "")) {
                 ("ro", "") => options.read_only = true,
                 ("dvd", "") => options.dvd = true,
+                ("detached", "") => options.detached = true,
                 ("sector", "512") => options.sector_bytes = 512,
                 ("sector", "4096") => options.sector_bytes = 4096,
                 ("sector", value) => bail!("sector={value}: expected 512 or 4096"),
@@ -91,7 +95,7 @@ impl FromStr for DiskOptions {
                     options.id = Some(Guid::parse(value).context("id= wants a GUID")?);
                 }
                 _ => bail!(
-                    "{word:?}: expected ro, sector=, scsi=C:L, dvd, direct=on|off, format=raw|vhd or id=GUID"
+                    "{word:?}: expected ro, sector=, scsi=C:L, dvd, direct=on|off, format=raw|vhd, detached or id=GUID"
                 ),
             }
         }

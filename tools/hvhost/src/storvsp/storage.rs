@@ -21,6 +21,8 @@ struct Entry {
 pub struct Storage {
     bus: Arc<Bus>,
     controllers: Mutex<BTreeMap<u32, Entry>>,
+    /// Disks that are plugged in later.
+    detached: BTreeMap<(u32, u8), DiskOptions>,
     faults: Vec<Fault>,
 }
 
@@ -43,7 +45,12 @@ impl Storage {
             let entry = Entry { controller: Arc::new(controller), offered: None };
             controllers.insert(number, entry);
         }
+        let mut detached = BTreeMap::new();
         for (disk, (controller, lun)) in options.disk.iter().zip(places) {
+            if disk.detached {
+                detached.insert((controller, lun), disk.clone());
+                continue;
+            }
             let open = Disk::open(disk, (controller, lun), &options.disk_fault)?;
             let entry = controllers.get(&controller).context("no such controller")?;
             entry.controller.add(lun, open);
@@ -52,7 +59,7 @@ impl Storage {
             entry.offered = bus.offer(entry.controller.clone());
         }
         let faults = options.disk_fault.clone();
-        Ok(Arc::new(Self { bus, controllers: Mutex::new(controllers), faults }))
+        Ok(Arc::new(Self { bus, controllers: Mutex::new(controllers), detached, faults }))
     }
 
     fn controllers(&self) -> MutexGuard<'_, BTreeMap<u32, Entry>> {
@@ -80,19 +87,26 @@ impl Storage {
     pub fn command(&self, line: &str) -> Result<String> {
         let (verb, rest) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
         match verb {
-            "disk-add" => self.add(rest.trim()),
+            "disk-add" => self.add(&rest.trim().parse()?),
+            "disk-attach" => self.attach(rest.trim()),
             "disk-remove" => self.remove(rest.trim()),
             "controller-remove" => self.offer(rest.trim(), false),
             "controller-add" => self.offer(rest.trim(), true),
             "list" => Ok(self.list()),
             _ => bail!(
-                "{verb:?}: expected disk-add, disk-remove, controller-add, controller-remove or list"
+                "{verb:?}: expected disk-add, disk-attach, disk-remove, controller-add, controller-remove or list"
             ),
         }
     }
 
-    fn add(&self, text: &str) -> Result<String> {
-        let options: DiskOptions = text.parse()?;
+    fn attach(&self, text: &str) -> Result<String> {
+        let place = parse_scsi(text)?;
+        let disk = self.detached.get(&place);
+        let disk = disk.with_context(|| format!("no --disk …,detached for {text}"))?;
+        self.add(&DiskOptions { scsi: Some(place), ..disk.clone() })
+    }
+
+    fn add(&self, options: &DiskOptions) -> Result<String> {
         let controllers = self.controllers();
         let (number, lun) = match options.scsi {
             Some(place) => place,
@@ -104,7 +118,7 @@ impl Storage {
             }
         };
         let entry = controllers.get(&number).with_context(|| no_controller(number))?;
-        let disk = Disk::open(&options, (number, lun), &self.faults)?;
+        let disk = Disk::open(options, (number, lun), &self.faults)?;
         if !entry.controller.add(lun, disk) {
             bail!("{number}:{lun} is taken");
         }

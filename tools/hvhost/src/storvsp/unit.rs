@@ -147,6 +147,7 @@ impl Unit<'_> {
             Command::ReadToc { format, msf, track, room } => {
                 put(&inquiry::toc(disk, format, msf, track)?, room)
             }
+            Command::DiscInformation(room) => put(&inquiry::disc_information(), room),
             Command::GetConfiguration(room) => put(&inquiry::configuration(), room),
             Command::GetEvent(true, classes, room) => put(&inquiry::event(classes), room),
             // Nobody is told of events later.

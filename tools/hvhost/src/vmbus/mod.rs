@@ -13,6 +13,7 @@
 //! [`Channel`] until that says [`ChannelError::Stopped`]. The guest's signals reach
 //! the thread through an eventfd which KVM writes itself where it can.
 
+pub mod action;
 pub mod channel;
 pub mod gpadl;
 pub mod monitor;
@@ -20,15 +21,16 @@ pub mod packet;
 pub mod ring;
 pub mod server;
 
+pub use action::Offer;
 pub use channel::{Channel, ChannelCounters, ChannelError, ChannelReport, Waker};
 pub use packet::{Packet, PageRange};
 pub use ring::Outbound;
-pub use server::Offer;
 
 use crate::kvm_ext;
 use crate::memory::Memory;
 use crate::stats::Counters;
 use crate::synic::Synic;
+use action::{Action, Opening};
 use gpadl::Gpadl;
 use hv_abi::hypercall::{CallCode, Control};
 use hv_abi::synic::MessageType;
@@ -37,7 +39,7 @@ use hv_abi::{HvStatus, PAGE_SIZE};
 use kvm_ioctls::VmFd;
 use monitor::Monitor;
 use ring::{Incoming, Outgoing, RingPages};
-use server::{Action, Opening, Server};
+use server::Server;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;

@@ -11,6 +11,7 @@
 //! for that.
 
 use crate::memory::Memory;
+use crate::vmbus::action::{Action, Offer, Opening};
 use crate::vmbus::gpadl::{Gpadl, Gpadls, Progress};
 use hv_abi::synic::VMBUS_SINT;
 use hv_abi::vmbus::message::{
@@ -41,51 +42,6 @@ pub const VERSIONS: [Version; 7] = [
 
 /// Monitor numbers there are.
 const MONITORS: u8 = 128;
-
-/// What is to be done.
-#[derive(Debug)]
-pub enum Action {
-    /// Send a message.
-    Send {
-        /// To this virtual processor.
-        vp: u32,
-        /// Through this SINT.
-        sint: u8,
-        /// The message.
-        message: Vec<u8>,
-    },
-    /// Start a channel's worker, then say [`Server::opened`].
-    Open(Opening),
-    /// Stop a channel's worker; when it has ended, say [`Server::closed`].
-    Close(ChannelId),
-    /// Interrupt another virtual processor from now on.
-    Retarget(ChannelId, u32),
-    /// The guest's monitor page, or none any more.
-    Monitor(Option<u64>),
-}
-
-/// A channel to be opened.
-#[derive(Debug)]
-pub struct Opening {
-    /// Channel.
-    pub channel: ChannelId,
-    /// Device, as given to [`Server::offer`].
-    pub device: usize,
-    /// 0: the primary channel.
-    pub sub_channel: u16,
-    /// Connection for the guest's signals.
-    pub connection: ConnectionId,
-    /// Virtual processor to interrupt, through this SINT.
-    pub target_vp: u32,
-    /// SINT.
-    pub sint: u8,
-    /// Its number in the monitor page.
-    pub monitor: Option<u8>,
-    /// Both rings.
-    pub ring: Arc<Gpadl>,
-    /// Page at which the host's begins.
-    pub downstream_page: usize,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ChannelState {
@@ -130,15 +86,6 @@ enum Connection {
     Disconnected,
     Connected(Link),
     Leaving(Link, Next),
-}
-
-/// A device's offer, without what the server adds.
-#[derive(Clone, Copy, Debug)]
-pub struct Offer {
-    /// Class, instance, flags, user data; the server fills in the numbers.
-    pub message: OfferChannel,
-    /// Signals go through the monitor page where the guest has one.
-    pub monitored: bool,
 }
 
 /// The server.

@@ -2,6 +2,8 @@
 
 use core::arch::asm;
 
+use translate::domain::Domain;
+use translate::evtchn::{Backend, Here};
 use translate::platform::{
     Clock, CpuidResult, Fault, GuestMemory, Host, PageWords, Processor, SegmentBase, Shutdown,
     TscScale, VcpuSet,
@@ -303,6 +305,9 @@ impl Host for Shim<'_> {
     }
     fn console_read(&self, into: &mut [u8]) -> usize {
         crate::serial::read_bytes(into)
+    }
+    fn kick_backend(&self, dom: &Domain, here: Here<'_>, backend: Backend) -> bool {
+        crate::devices::kicked(self, dom, here, backend)
     }
     fn log(&self, text: core::fmt::Arguments<'_>) {
         crate::log::log(crate::log::Level::Debug, text);

@@ -6,6 +6,8 @@
 
 use core::sync::atomic::AtomicU64;
 
+use crate::domain::Domain;
+use crate::evtchn::{Backend, Here};
 use xen_abi::{GuestVa, MachineAddr, Mfn, Pfn, SharedView};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -234,6 +236,13 @@ pub trait Host {
     fn console_write(&self, bytes: &[u8]);
     /// Takes input bytes from the guest's console device; returns how many.
     fn console_read(&self, into: &mut [u8]) -> usize;
+    /// The guest notified a backend that is not this crate's, or, for [`Backend::Xenstore`], wrote
+    /// something that such a backend watches. Whether there is more to do: it is called again once
+    /// events have been looked at.
+    fn kick_backend(&self, dom: &Domain, here: Here<'_>, backend: Backend) -> bool {
+        let _ = (dom, here, backend);
+        false
+    }
     /// Logs a line at debug level, from the shim about the guest.
     fn log(&self, text: core::fmt::Arguments<'_>);
 }

@@ -10,7 +10,7 @@ use xen_abi::grant_table::GrantRef;
 use xen_abi::io::blkif::{VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE};
 use xen_abi::io::xenbus::XenbusState;
 
-use super::queue::Connection;
+use super::queue::{Connection, Queue};
 use super::request::Layout;
 use super::{BlockDevice, DeviceInfo, Env, Vbd};
 use crate::vbd::Vdev;
@@ -226,9 +226,11 @@ impl<D: BlockDevice> Vbd<D> {
             Ok(()) => {
                 bus.state = XenbusState::CONNECTED;
                 bus.sectors = info.sectors;
-                // The frontend may have put requests into its rings before.
+                // The frontend may have put requests into its rings before: what fits in is
+                // taken now. Who adds bad ones faster than they are refused waits for `settle`.
                 for (number, queue) in (0..).zip(&self.queues) {
-                    while self.run(env, number, queue) {}
+                    let more = (0..=Queue::PASSES).all(|_| self.run(env, number, queue));
+                    self.unsettled.fetch_or(more, Ordering::Release);
                 }
             }
             Err(why) => {
@@ -280,6 +282,13 @@ impl<D: BlockDevice> Vbd<D> {
         self.set_state(&mut bus, stores, XenbusState::CLOSING);
         drop(bus);
         self.frontend_changed(env, stores);
+    }
+
+    /// Whether it was removed and the frontend has let go of it: it can be dropped.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        let bus = self.bus.lock();
+        bus.removed && bus.state == XenbusState::CLOSED
     }
 
     /// The device's size may have changed: tells the frontend, which looks again when the state

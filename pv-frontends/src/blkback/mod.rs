@@ -160,6 +160,11 @@ impl<D: BlockDevice> Vbd<D> {
         &self.device
     }
 
+    /// Its own index among all vbds.
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+
     /// Its number.
     pub const fn number(&self) -> u32 {
         self.config.number

@@ -190,6 +190,7 @@ pub(super) fn launch(
     dom.console.connect(start.console.base(), console_port);
     fill_m2p(&guest);
     start_store(dom, &plat, &start, &link, options.name);
+    crate::devices::attach(dom, &plat, options.vbd);
     vcpu.mmu.l4 = start.cr3.0;
     dom.vcpus[0].l4.store(start.cr3.0, Relaxed);
     first_vcpu(dom, info);

@@ -32,7 +32,7 @@ pub(super) fn handle(number: u8, pc: &mut PerCpu) {
             match synic::take_message(pc.cpu.id, &mut payload) {
                 Taken::Timer => timer(pc),
                 Taken::Channel(bytes) => {
-                    devices::message(payload.get(..bytes).unwrap_or_default());
+                    devices::message(&pc.cpu, payload.get(..bytes).unwrap_or_default());
                 }
                 Taken::Nothing | Taken::Other => {}
             }

@@ -85,10 +85,13 @@ fn kick_backend<P: Platform>(cx: &mut Ctx<'_, P>, backend: Backend) -> bool {
     match backend {
         Backend::Console => crate::console::kicked(cx.dom, cx.plat, Here::on(cx.vcpu)),
         Backend::Xenstore => {
-            return crate::xenstore::kicked(cx.dom, cx.plat, Here::on(cx.vcpu));
+            let more = crate::xenstore::kicked(cx.dom, cx.plat, Here::on(cx.vcpu));
+            let watched = cx.dom.xenstore.internal_pending();
+            return watched && cx.plat.kick_backend(cx.dom, Here::on(cx.vcpu), backend) || more;
         }
-        // Not there yet.
-        Backend::Blk(_) | Backend::Net(_) => {}
+        Backend::Blk(_) | Backend::Net(_) => {
+            return cx.plat.kick_backend(cx.dom, Here::on(cx.vcpu), backend);
+        }
     }
     false
 }

@@ -20,11 +20,12 @@ use xen_abi::grant_table::GrantRef;
 use xen_abi::io::blkif::{
     BlkifOp, BlkifSegment, BlkifStatus, SECTOR_BYTES, SEGMENTS_PER_INDIRECT_PAGE,
 };
+use xen_abi::io::ring::ring_size;
 use xen_abi::{Mfn, PAGE_SIZE};
 
 use super::request::{self, ENTRY_WORDS, Kind, Layout, Plan, Request, Transfer};
 use super::{BlockDevice, DeviceInfo, Env, IoError, IoResult, Segment, Tag};
-use crate::ring::{BackRing, Bogus, Pages};
+use crate::ring::{BackRing, Bogus, MAX_PAGES, Pages};
 use issue::{Current, Progress, Step};
 
 /// Requests taken from a ring in one go.
@@ -88,7 +89,7 @@ pub(super) struct Queue {
 struct Attached {
     ring: BackRing<Pages>,
     layout: Layout,
-    grefs: arrayvec::ArrayVec<GrantRef, { crate::ring::MAX_PAGES }>,
+    grefs: arrayvec::ArrayVec<GrantRef, MAX_PAGES>,
     port: u32,
     /// No more requests are taken: the frontend is gone, or what it says cannot be.
     stopped: bool,
@@ -97,11 +98,15 @@ struct Attached {
 /// How a frontend wants a queue connected.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Connection {
-    pub(super) grefs: arrayvec::ArrayVec<GrantRef, { crate::ring::MAX_PAGES }>,
+    pub(super) grefs: arrayvec::ArrayVec<GrantRef, MAX_PAGES>,
     pub(super) port: u32,
 }
 
 impl Queue {
+    /// [`Self::run`]s that take all the requests the largest ring holds.
+    pub(super) const PASSES: u32 =
+        ring_size(MAX_PAGES * PAGE_SIZE as usize, 4 * ENTRY_WORDS) / BUDGET;
+
     /// A queue for so many requests at once, of so many segments each.
     pub(super) fn new(port: u16, requests: u16, max_segments: u16) -> Self {
         let requests = requests.clamp(1, NONE - 1);

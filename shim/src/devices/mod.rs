@@ -1,0 +1,231 @@
+//! The devices: the host's VMBus below, the guest's backends above.
+//!
+//! Disks: [`block`]. Everything runs with interrupts off, on the processor that the host or the guest called: a
+//! message or signal of the host's comes by the VMBus interrupt, a request of the guest's by an
+//! event channel, time-outs by the processor's timer. At boot, before there is a guest, the same
+//! functions are called in a loop.
+
+mod block;
+mod search;
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use hv_abi::synic::MESSAGE_PAYLOAD_BYTES;
+use hv_abi::vmbus::OfferChannel;
+use hv_abi::vmbus::offer::interface;
+use pv_frontends::blkback::Env;
+use pv_frontends::storvsc::{self, StorVsc};
+use pv_frontends::vmbus::{Channel, Driver, Event, Received, VmBus};
+use spin::Once;
+use translate::domain::Domain;
+use translate::evtchn::{Backend, Here};
+
+use crate::cpu::{Cpu, percpu};
+use crate::hv::synic::{self, Taken};
+use crate::hv::vmbus::Hv;
+use crate::hv::{self, Enlightenments};
+use crate::mm::layout::MAX_VCPUS;
+use crate::mm::{frames, pool};
+use crate::platform::Shim;
+use crate::{log, time};
+
+/// Pages for rings and what else the host and the shim share.
+pub const POOL_PAGES: u64 = 512;
+
+/// How long the host may take to say what there is, in all.
+const BOOT_LIMIT_NS: u64 = 10_000_000_000;
+/// How long a host may take to forget this guest before a reset or crash.
+const UNLOAD_LIMIT_NS: u64 = 2_000_000_000;
+/// Turns of put-off work at a time; what is left is done at the next interrupt.
+const TURNS: usize = 4;
+
+static BUS: Once<VmBus<Hv>> = Once::new();
+/// The processor whose call is being served, by its number: what drivers are called from does not
+/// know of it.
+static CURRENT: [AtomicPtr<Cpu>; MAX_VCPUS] = [const { AtomicPtr::new(null_mut()) }; MAX_VCPUS];
+
+/// Whether the host has what VMBus needs.
+pub fn possible(hv: &Enlightenments) -> bool {
+    hv.synic && hv.hypercall
+}
+
+/// The bus. Called only by what the bus has called.
+fn bus() -> &'static VmBus<Hv> {
+    BUS.wait()
+}
+
+/// Runs `f`, in which [`with_env`] finds the processor.
+fn on_cpu<R>(cpu: &Cpu, f: impl FnOnce() -> R) -> R {
+    let current = &CURRENT[cpu.id as usize];
+    let outer = current.swap((&raw const *cpu).cast_mut(), Ordering::Relaxed);
+    let result = f();
+    current.store(outer, Ordering::Relaxed);
+    result
+}
+
+/// Runs `f` with what backends need, where there is a domain.
+fn with_env<R>(f: impl FnOnce(&Env<'_, Shim<'_>>) -> R) -> Option<R> {
+    let id = percpu::current_id();
+    let cpu = CURRENT[id as usize].load(Ordering::Relaxed);
+    // SAFETY: set by `on_cpu` on this processor, which holds the reference while the call lasts.
+    let cpu = unsafe { cpu.as_ref() }?;
+    let plat = Shim { cpu };
+    Some(f(&Env { dom: crate::guest::domain(), plat: &plat, here: Here::on_id(id) }))
+}
+
+/// Connects to VMBus and waits until the host's devices are known.
+pub fn start() {
+    let Some(pages) = frames::alloc(POOL_PAGES, 4096) else {
+        log!(Error, "no memory for VMBus");
+        return;
+    };
+    // SAFETY: the shim's own frames, for good.
+    unsafe { pool::init(pages >> 12, POOL_PAGES) };
+    let progress = Arc::new(Progress::default());
+    let config = storvsc::Config { vps: alloc::vec![hv::current_vp_index()], ..Default::default() };
+    let storage = Arc::new(StorVsc::new(block::Units, config));
+    let drivers: [Arc<dyn Driver<Hv>>; _] = [Arc::clone(&progress) as _, Arc::clone(&storage) as _];
+    let bus = BUS.call_once(|| VmBus::new(Hv, Box::new(drivers)));
+    bus.connect();
+    let known = || progress.done.load(Ordering::Relaxed) && storage.is_settled();
+    if !run_until(known) {
+        log!(Warn, "the host has not said what disks there are");
+    }
+}
+
+/// Shows the guest its disks: `vbd` is which, as `pontoon.vbd=` has it.
+pub fn attach(dom: &'static Domain, plat: &Shim<'_>, vbd: &[u8]) {
+    if BUS.get().is_none() {
+        if !vbd.is_empty() {
+            log!(Error, "pontoon.vbd names disks, but there is no VMBus");
+        }
+        return;
+    }
+    on_cpu(plat.cpu, || {
+        block::attach(&Env { dom, plat, here: Here::NOWHERE }, vbd);
+        if !run_until(|| !block::is_searching()) {
+            log!(Warn, "the host does not let partitions be read");
+        }
+    });
+    block::missing(|entry| log!(Error, "{}: the host has no such disk", entry.vdev.name()));
+}
+
+/// Serves the host, without interrupts, until it is so, or for too long.
+fn run_until(done: impl Fn() -> bool) -> bool {
+    let Some(bus) = BUS.get() else { return false };
+    let begin = time::now_ns();
+    while !done() {
+        if time::now_ns() - begin > BOOT_LIMIT_NS {
+            return false;
+        }
+        messages(bus, 0);
+        if let Some(flags) = synic::event_flags(0) {
+            bus.on_event_flags(flags);
+        }
+        turns(bus);
+        core::hint::spin_loop();
+    }
+    true
+}
+
+/// Sees how far the connection is.
+#[derive(Default)]
+struct Progress {
+    /// All that was there at first is known, or there is no bus.
+    done: AtomicBool,
+}
+
+impl Driver<Hv> for Progress {
+    fn wants(&self, offer: &OfferChannel) -> bool {
+        if offer.interface_type == interface::SCSI && offer.sub_channel_index == 0 {
+            block::controller_offered(offer.interface_instance);
+        }
+        false
+    }
+    fn on_event(&self, _bus: &VmBus<Hv>, event: &Event) {
+        match event {
+            Event::OffersDelivered => {}
+            Event::Disconnected => log!(Info, "no VMBus"),
+            _ => return,
+        }
+        self.done.store(true, Ordering::Relaxed);
+    }
+    fn on_signal(&self, _bus: &VmBus<Hv>, _channel: &Channel) -> Received {
+        Received::All
+    }
+}
+
+/// Takes the host's messages.
+fn messages(bus: &VmBus<Hv>, cpu: u32) -> bool {
+    let mut payload = [0; MESSAGE_PAYLOAD_BYTES];
+    match synic::take_message(cpu, &mut payload) {
+        Taken::Channel(bytes) => {
+            bus.on_message(payload.get(..bytes).unwrap_or_default());
+            true
+        }
+        Taken::Timer | Taken::Other => true,
+        Taken::Nothing => false,
+    }
+}
+
+/// Does what was put off until now. Returns when to be called again.
+fn turns(bus: &VmBus<Hv>) -> u64 {
+    for _ in 0..TURNS {
+        let next = bus.next_poll_ns();
+        if next > time::now_ns() {
+            return next;
+        }
+        bus.poll();
+    }
+    bus.next_poll_ns()
+}
+
+/// A VMBus message.
+pub fn message(cpu: &Cpu, payload: &[u8]) {
+    if let Some(bus) = BUS.get() {
+        on_cpu(cpu, || bus.on_message(payload));
+    }
+}
+
+/// The VMBus interrupt, after its message was taken: signals.
+pub fn signals(cpu: &Cpu) {
+    let Some(bus) = BUS.get() else { return };
+    if let Some(flags) = synic::event_flags(cpu.id) {
+        on_cpu(cpu, || bus.on_event_flags(flags));
+    }
+}
+
+/// The guest notified a backend: see [`translate::platform::Host::kick_backend`].
+pub fn kicked(plat: &Shim<'_>, dom: &Domain, here: Here<'_>, backend: Backend) -> bool {
+    if BUS.get().is_none() {
+        return false;
+    }
+    let env = Env { dom, plat, here };
+    let more = on_cpu(plat.cpu, || match backend {
+        Backend::Blk(port) => block::kicked(&env, port),
+        Backend::Xenstore => block::store_changed(&env),
+        Backend::Console | Backend::Net(_) => false,
+    });
+    settle(plat.cpu);
+    more
+}
+
+/// Does what is due and sets the timer for what is not. Called after everything else here.
+pub fn settle(cpu: &Cpu) {
+    let Some(bus) = BUS.get() else { return };
+    let next = on_cpu(cpu, || {
+        let next = turns(bus);
+        if with_env(block::again).unwrap_or(false) { 0 } else { next }
+    });
+    time::set_device_timer(cpu, (next != u64::MAX).then_some(next));
+}
+
+/// Tells the host to forget this guest: before a reset, and when it has crashed.
+pub fn unload() {
+    if let Some(bus) = BUS.get() {
+        bus.unload(UNLOAD_LIMIT_NS);
+    }
+}

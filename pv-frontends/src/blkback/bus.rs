@@ -29,11 +29,7 @@ pub(super) struct Bus {
 
 impl Bus {
     pub(super) const fn new() -> Self {
-        Self {
-            state: XenbusState::INITIALISING,
-            removed: false,
-            sectors: 0,
-        }
+        Self { state: XenbusState::INITIALISING, removed: false, sectors: 0 }
     }
 }
 
@@ -64,17 +60,11 @@ struct Wanted {
 
 impl<D: BlockDevice> Vbd<D> {
     fn front_path(&self) -> Option<Path> {
-        text(format_args!(
-            "/local/domain/1/device/vbd/{}",
-            self.config.number
-        ))
+        text(format_args!("/local/domain/1/device/vbd/{}", self.config.number))
     }
 
     fn back_path(&self) -> Option<Path> {
-        text(format_args!(
-            "/local/domain/0/backend/vbd/1/{}",
-            self.config.number
-        ))
+        text(format_args!("/local/domain/0/backend/vbd/1/{}", self.config.number))
     }
 
     /// The node whose changes [`Self::frontend_changed`] wants to hear of.
@@ -93,16 +83,10 @@ impl<D: BlockDevice> Vbd<D> {
         if !info.is_sane() {
             return Err(StoreError);
         }
-        let name = Vdev::from_number(self.config.number)
-            .ok_or(StoreError)?
-            .name();
+        let name = Vdev::from_number(self.config.number).ok_or(StoreError)?.name();
         let number: Path = text(format_args!("{}", self.config.number)).ok_or(StoreError)?;
         let kind = if info.cdrom { "cdrom" } else { "disk" };
-        let removable = if info.cdrom || info.removable {
-            "1"
-        } else {
-            "0"
-        };
+        let removable = if info.cdrom || info.removable { "1" } else { "0" };
         let front = [("virtual-device", number.as_str()), ("device-type", kind)];
         let back = [
             ("removable", removable),
@@ -126,19 +110,14 @@ impl<D: BlockDevice> Vbd<D> {
     }
 
     fn back<'s>(&self, store: &'s mut dyn Store) -> Result<Dir<'s>, StoreError> {
-        self.back_path()
-            .map(|path| Dir::new(store, path))
-            .ok_or(StoreError)
+        self.back_path().map(|path| Dir::new(store, path)).ok_or(StoreError)
     }
 
     /// What a frontend reads before it sets up its rings; then waits for it.
     fn offer(&self, store: &mut dyn Store) -> Result<(), StoreError> {
         let mut back = self.back(store)?;
         let (limits, order) = (&self.limits, self.limits.ring_page_order);
-        back.write(
-            "feature-max-indirect-segments",
-            format_args!("{}", limits.max_segments),
-        )?;
+        back.write("feature-max-indirect-segments", format_args!("{}", limits.max_segments))?;
         back.write("multi-queue-max-queues", format_args!("{}", limits.queues))?;
         back.write("max-ring-page-order", format_args!("{order}"))?;
         back.write("max-ring-pages", format_args!("{}", 1 << order))?;
@@ -153,15 +132,9 @@ impl<D: BlockDevice> Vbd<D> {
         back.write("feature-barrier", format_args!("{flush}"))?;
         let enabled = back.read_number("discard-enable") != Some(0);
         if let Some(discard) = info.discard.filter(|_| enabled && !info.read_only) {
-            back.write(
-                "discard-granularity",
-                format_args!("{}", discard.granularity),
-            )?;
+            back.write("discard-granularity", format_args!("{}", discard.granularity))?;
             back.write("discard-alignment", format_args!("{}", discard.alignment))?;
-            back.write(
-                "discard-secure",
-                format_args!("{}", u8::from(discard.secure)),
-            )?;
+            back.write("discard-secure", format_args!("{}", u8::from(discard.secure)))?;
             back.write("feature-discard", format_args!("1"))?;
         } else {
             back.write("feature-discard", format_args!("0"))?;
@@ -174,10 +147,7 @@ impl<D: BlockDevice> Vbd<D> {
         back.write("sectors", format_args!("{}", info.sectors))?;
         back.write("info", format_args!("{bits}"))?;
         back.write("sector-size", format_args!("{}", info.logical_bytes))?;
-        back.write(
-            "physical-sector-size",
-            format_args!("{}", info.physical_bytes),
-        )?;
+        back.write("physical-sector-size", format_args!("{}", info.physical_bytes))?;
         back.set_state(XenbusState::CONNECTED)
     }
 
@@ -192,9 +162,8 @@ impl<D: BlockDevice> Vbd<D> {
     /// The frontend's state may have changed.
     pub fn frontend_changed<P: Platform, S: Stores>(&self, env: &Env<'_, P>, stores: &S) {
         let mut bus = self.bus.lock();
-        let state = self
-            .front_path()
-            .and_then(|path| stores.with(|store| Dir::new(store, path).state()));
+        let state =
+            self.front_path().and_then(|path| stores.with(|store| Dir::new(store, path).state()));
         match state.unwrap_or(XenbusState::UNKNOWN) {
             XenbusState::INITIALISING => {
                 let waits =
@@ -265,10 +234,7 @@ impl<D: BlockDevice> Vbd<D> {
                 }
             }
             Err(why) => {
-                env.plat.log(format_args!(
-                    "vbd {}: not connected: {why:?}",
-                    self.config.number
-                ));
+                env.plat.log(format_args!("vbd {}: not connected: {why:?}", self.config.number));
                 self.disconnect(env);
                 self.set_state(bus, stores, XenbusState::CLOSING);
             }
@@ -288,12 +254,7 @@ impl<D: BlockDevice> Vbd<D> {
             let connection = stores
                 .with(|store| {
                     let mut front = Dir::new(store, path);
-                    connection(
-                        &mut front,
-                        number,
-                        wanted.queues,
-                        self.limits.ring_page_order,
-                    )
+                    connection(&mut front, number, wanted.queues, self.limits.ring_page_order)
                 })
                 .ok_or(Refusal::Store)??;
             let backend = self.backend(number);
@@ -321,6 +282,13 @@ impl<D: BlockDevice> Vbd<D> {
         self.set_state(&mut bus, stores, XenbusState::CLOSING);
         drop(bus);
         self.frontend_changed(env, stores);
+    }
+
+    /// Whether it was removed and the frontend has let go of it: it can be dropped.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        let bus = self.bus.lock();
+        bus.removed && bus.state == XenbusState::CLOSED
     }
 
     /// The device's size may have changed: tells the frontend, which looks again when the state
@@ -362,13 +330,8 @@ fn wanted(front: &mut Dir<'_>, most: u16) -> Result<Wanted, Refusal> {
     let protocol = front.read("protocol");
     let layout = Layout::of_protocol(protocol.as_deref()).ok_or(Refusal::Protocol)?;
     let queues = front.read_number("multi-queue-num-queues").unwrap_or(1);
-    let queues = u16::try_from(queues)
-        .ok()
-        .filter(|queues| (1..=most).contains(queues));
-    Ok(Wanted {
-        layout,
-        queues: queues.ok_or(Refusal::Queues)?,
-    })
+    let queues = u16::try_from(queues).ok().filter(|queues| (1..=most).contains(queues));
+    Ok(Wanted { layout, queues: queues.ok_or(Refusal::Queues)? })
 }
 
 /// Reads where a queue's ring and event channel are: in the frontend's directory where there is
@@ -379,10 +342,7 @@ fn connection(
     queues: u16,
     max_order: u8,
 ) -> Result<Connection, Refusal> {
-    let pages = match (
-        front.read_number("ring-page-order"),
-        front.read_number("num-ring-pages"),
-    ) {
+    let pages = match (front.read_number("ring-page-order"), front.read_number("num-ring-pages")) {
         (Some(order), _) if order <= max_order.into() => Some(1 << order),
         (Some(_), _) => return Err(Refusal::RingOrder),
         (None, Some(pages)) if pages.is_power_of_two() && pages <= 1 << max_order => Some(pages),
@@ -390,20 +350,13 @@ fn connection(
         (None, None) => None,
     };
     if queues > 1 {
-        front
-            .enter(format_args!("queue-{number}"))
-            .ok_or(Refusal::MissingNode)?;
+        front.enter(format_args!("queue-{number}")).ok_or(Refusal::MissingNode)?;
     }
     let mut number_of = |name: &str| {
-        let number = front
-            .read_number(name)
-            .and_then(|number| u32::try_from(number).ok());
+        let number = front.read_number(name).and_then(|number| u32::try_from(number).ok());
         number.ok_or(Refusal::MissingNode)
     };
-    let mut connection = Connection {
-        port: number_of("event-channel")?,
-        ..Connection::default()
-    };
+    let mut connection = Connection { port: number_of("event-channel")?, ..Connection::default() };
     match pages {
         None => connection.grefs.push(GrantRef(number_of("ring-ref")?)),
         Some(pages) => {

@@ -36,6 +36,24 @@ pub trait Sink: Send + Sync + 'static {
     fn settled(&self, unit: &Arc<Unit>);
 }
 
+impl<T: Sink> Sink for Arc<T> {
+    fn added(&self, unit: &Arc<Unit>) {
+        T::added(self, unit);
+    }
+    fn changed(&self, unit: &Arc<Unit>) {
+        T::changed(self, unit);
+    }
+    fn removed(&self, unit: &Arc<Unit>) {
+        T::removed(self, unit);
+    }
+    fn completed(&self, unit: &Arc<Unit>, tag: Tag, result: IoResult) {
+        T::completed(self, unit, tag, result);
+    }
+    fn settled(&self, unit: &Arc<Unit>) {
+        T::settled(self, unit);
+    }
+}
+
 /// What controllers may use. In pages, a channel takes `outgoing_pages + incoming_pages + 2`, and
 /// one for each 128 requests; on the heap, for each request about 120 bytes and 8 for each page of
 /// `max_transfer_bytes`.

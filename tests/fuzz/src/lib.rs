@@ -1,5 +1,5 @@
-//! Fuzz targets: one function of bytes for each parser of what a guest, or whoever packed it,
-//! supplies. A target panics when a promise is broken; the parsers themselves never may.
+//! Fuzz targets: one function of bytes for each parser of what a guest, whoever packed it, or
+//! the host supplies. A target panics when a promise is broken; the parsers themselves never may.
 //!
 //! On stable, `cargo test -p pontoon-fuzz` runs every target over its kept corpus, its seeds and
 //! seeded random mutations of both (`FUZZ_RUNS` sets how many). `cargo xtask fuzz` runs the same
@@ -9,6 +9,7 @@ mod block;
 mod disk;
 mod mutate;
 mod seeds;
+mod vmbus;
 mod xenstore;
 
 pub use block::{blkif, partition, vbds};
@@ -16,6 +17,7 @@ pub use disk::{bootmenu, image};
 
 pub use mutate::Mutator;
 pub use seeds::seeds;
+pub use vmbus::{storvsc, vmbus, vmbus_ring};
 pub use xenstore::xenstore;
 
 use translate::builder::layout::{self, Config};
@@ -35,7 +37,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 14] = [
     Target { name: "blkif", run: blkif, runs: 1500 },
     Target { name: "bootmenu", run: bootmenu, runs: 3000 },
     Target { name: "bundle", run: bundle, runs: 3000 },
@@ -45,7 +47,10 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "image", run: image, runs: 3000 },
     Target { name: "kernel", run: kernel, runs: 1500 },
     Target { name: "partition", run: partition, runs: 2000 },
+    Target { name: "storvsc", run: storvsc, runs: 3000 },
     Target { name: "vbds", run: vbds, runs: 5000 },
+    Target { name: "vmbus", run: vmbus, runs: 3000 },
+    Target { name: "vmbus_ring", run: vmbus_ring, runs: 10_000 },
     Target { name: "xenstore", run: xenstore, runs: 3000 },
 ];
 

@@ -38,9 +38,12 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "kernel" => kernels(),
         "blkif" => crate::block::blkif_seeds(),
         "partition" => crate::block::partition_seeds(),
+        "storvsc" => crate::vmbus::storvsc_seeds(),
         "vbds" => vec![
             b"xvda:scsi0:0,sda1:scsi0:1p2:ro,hdc:scsi1:2:3:cdrom,d536p37:scsi0:9:rw:disk".to_vec(),
         ],
+        "vmbus" => crate::vmbus::vmbus_seeds(),
+        "vmbus_ring" => crate::vmbus::vmbus_ring_seeds(),
         "xenstore" => crate::xenstore::seeds(),
         _ => Vec::new(),
     }

@@ -98,3 +98,18 @@ fn partition() {
 fn vbds() {
     exercise(named("vbds"));
 }
+
+#[test]
+fn storvsc() {
+    exercise(named("storvsc"));
+}
+
+#[test]
+fn vmbus() {
+    exercise(named("vmbus"));
+}
+
+#[test]
+fn vmbus_ring() {
+    exercise(named("vmbus_ring"));
+}

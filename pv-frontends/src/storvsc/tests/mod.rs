@@ -33,7 +33,7 @@ struct Notes {
     settled: Mutex<usize>,
 }
 
-impl Sink for Arc<Notes> {
+impl Sink for Notes {
     fn added(&self, unit: &Arc<Unit>) {
         assert!(self.units.lock().insert(unit.address().lun, Arc::clone(unit)).is_none());
     }

@@ -11,10 +11,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
 
-use hv_abi::vmbus::{ConnectionId, MAX_MESSAGE_BYTES};
+use hv_abi::vmbus::{ConnectionId, InterruptPage, MAX_MESSAGE_BYTES, MonitorPage, RingControl};
 use hv_abi::{HvStatus, PAGE_SIZE, SharedView};
 use spin::{Mutex, MutexGuard};
+use translate::platform::PageWords;
 
 use super::{Hypervisor, Shared};
 
@@ -42,7 +45,59 @@ pub struct Inner {
     /// Lines logged.
     pub log: Vec<String>,
     pages: BTreeMap<u64, Box<dyn Any + Send>>,
+    freed: Vec<Box<dyn Any + Send>>,
     next_gpfn: u64,
+}
+
+/// Pages of machines that are gone, for those to come: what is `'static` cannot be given back to
+/// the allocator, and fuzzers make many machines.
+static USED: Mutex<Vec<Box<dyn Any + Send>>> = Mutex::new(Vec::new());
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let pages = core::mem::take(&mut self.pages).into_values();
+        USED.lock().extend(pages.chain(core::mem::take(&mut self.freed)));
+    }
+}
+
+/// A used page of a type, zeroed.
+fn reuse<T: SharedView>() -> Option<&'static T> {
+    let page = {
+        let mut used = USED.lock();
+        let at = used.iter().rposition(|page| page.is::<Shared<T>>())?;
+        used.swap_remove(at)
+    };
+    let view = page.downcast_ref::<Shared<T>>()?.view;
+    zero(view).then_some(view)
+}
+
+/// Zeroes a page; `false` where its type is not known here.
+fn zero(view: &'static dyn Any) -> bool {
+    let clear = |word: &AtomicU64| word.store(0, Relaxed);
+    if let Some(page) = view.downcast_ref::<PageWords>() {
+        page.iter().for_each(clear);
+    } else if let Some(page) = view.downcast_ref::<InterruptPage>() {
+        page.host_to_guest.iter().chain(&page.guest_to_host).for_each(clear);
+    } else if let Some(page) = view.downcast_ref::<RingControl>() {
+        let RingControl {
+            write_index,
+            read_index,
+            interrupt_mask,
+            pending_send_size,
+            reserved,
+            feature_bits,
+            reserved2,
+        } = page;
+        [write_index, read_index, interrupt_mask, pending_send_size, feature_bits]
+            .into_iter()
+            .chain(reserved)
+            .chain(reserved2)
+            .for_each(|word| word.store(0, Relaxed));
+    } else {
+        // Monitor pages are never written to.
+        return view.is::<MonitorPage>();
+    }
+    true
 }
 
 /// Ring 0 in plain memory. Clones are the same.
@@ -51,7 +106,8 @@ pub struct Fake(Arc<Mutex<Inner>>);
 
 impl Default for Fake {
     fn default() -> Self {
-        let inner = Inner { free_pages: 10_000, next_gpfn: 0x1000, ..Inner::default() };
+        let mut inner = Inner::default();
+        (inner.free_pages, inner.next_gpfn) = (10_000, 0x1000);
         Self(Arc::new(Mutex::new(inner)))
     }
 }
@@ -117,14 +173,16 @@ impl Hypervisor for Fake {
         let gpfn = inner.next_gpfn;
         // Not contiguous: nothing may rely on that.
         inner.next_gpfn += 3;
-        let page = Shared { view: &*Box::leak(Box::new(T::new_zeroed())), gpfn };
+        let view = reuse().unwrap_or_else(|| Box::leak(Box::new(T::new_zeroed())));
+        let page: Shared<T> = Shared { view, gpfn };
         inner.pages.insert(gpfn, Box::new(page));
         Some(page)
     }
 
     fn free(&self, gpfn: u64) {
         let mut inner = self.0.lock();
-        assert!(inner.pages.remove(&gpfn).is_some(), "page {gpfn:#x} is not allocated");
+        let page = inner.pages.remove(&gpfn);
+        inner.freed.push(page.unwrap_or_else(|| panic!("page {gpfn:#x} is not allocated")));
         inner.free_pages += 1;
     }
 

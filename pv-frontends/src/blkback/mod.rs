@@ -24,6 +24,7 @@ pub mod request;
 mod tests;
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Mutex;
@@ -72,8 +73,9 @@ pub struct Env<'a, P> {
     pub here: Here<'a>,
 }
 
-/// What a vbd may use. Memory for it is allocated when the vbd is made: for each queue
-/// `requests` times (32 + 4 times `max_segments`) bytes, about.
+/// What a vbd may use. Memory for it is allocated when the vbd is made: for each queue 160 bytes
+/// for each of `requests` (or 16 for each of `max_segments`, if that is more) and 16 for each of
+/// `max_segments`, about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Queues offered: one for each vCPU is best.
@@ -135,24 +137,26 @@ pub struct Vbd<D> {
 
 impl<D: BlockDevice> Vbd<D> {
     /// A vbd that nobody has seen yet. `index` is its own among all, below [`MAX_VBDS`]. Allocates
-    /// all it will need.
+    /// all it will need; `None` where there is no memory for it.
     #[must_use]
-    pub fn new(index: u16, config: VbdConfig, limits: Limits, device: D) -> Self {
+    pub fn new(index: u16, config: VbdConfig, limits: Limits, device: D) -> Option<Self> {
         let limits = limits.clamped();
-        let queue = |number| {
+        let mut queues = Vec::new();
+        queues.try_reserve_exact(limits.queues.into()).ok()?;
+        for number in 0..limits.queues {
             let port = index << QUEUE_BITS | number;
-            Mutex::new(Queue::new(port, limits.requests, limits.max_segments))
-        };
-        Self {
+            queues.push(Mutex::new(Queue::new(port, limits.requests, limits.max_segments)?));
+        }
+        Some(Self {
             index,
             config,
             limits,
             device,
-            queues: (0..limits.queues).map(queue).collect(),
+            queues: queues.into_boxed_slice(),
             bus: Mutex::new(Bus::new()),
             closing: AtomicBool::new(false),
             unsettled: AtomicBool::new(false),
-        }
+        })
     }
 
     /// The device below.

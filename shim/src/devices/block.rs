@@ -363,7 +363,10 @@ fn make(env: &Env<'_, Shim<'_>>, unit: &Arc<Unit>, entry: Entry, extent: Option<
             log!(Error, "{name}: too many disks");
             return;
         };
-        let vbd = Vbd::new(index, config, limits, part);
+        let Some(vbd) = Vbd::new(index, config, limits, part) else {
+            log!(Error, "{name}: no memory for its queues");
+            return;
+        };
         let disk = Arc::new(Disk { entry, unit: Arc::clone(unit), vbd });
         if free == disks.len() {
             disks.push(None);

@@ -135,7 +135,8 @@ impl World {
         let port = machine.plat.peek(va(5)) >> 32;
         let config = VbdConfig { number: 51712, read_only: false, cdrom: false };
         let limits = Limits { queues: 1, ring_page_order: 0, requests: 5, max_segments: 20 };
-        let vbd = Vbd::new(0, config, limits, Disk { info, pending: Mutex::default() });
+        let vbd =
+            Vbd::new(0, config, limits, Disk { info, pending: Mutex::default() }).expect("memory");
         let store = Shared::new();
         vbd.announce(&store).expect("room for a device");
         store.set_front("ring-ref", &RING_GREF.to_string());

@@ -9,9 +9,9 @@
 //! All memory is allocated with the queue.
 
 mod issue;
+mod pool;
 
 use alloc::boxed::Box;
-use alloc::vec;
 use core::sync::atomic::Ordering;
 
 use translate::gnttab;
@@ -27,11 +27,12 @@ use super::request::{self, ENTRY_WORDS, Kind, Layout, Plan, Request, Transfer};
 use super::{BlockDevice, DeviceInfo, Env, IoError, IoResult, Segment, Tag};
 use crate::ring::{BackRing, Bogus, MAX_PAGES, Pages};
 use issue::{Current, Progress, Step};
+use pool::{NONE, Pool, boxed};
 
+/// Segments there is room for if all requests have as many.
+const USUAL_SEGMENTS: u16 = 16;
 /// Requests taken from a ring in one go.
 const BUDGET: u32 = 64;
-/// No slot.
-const NONE: u16 = u16::MAX;
 
 /// A request that has been taken and not been answered.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +42,9 @@ struct Slot {
     status: BlkifStatus,
     /// Submissions that have not completed.
     outstanding: u16,
-    /// Grants pinned, at the head of the slot's part of `grants`.
+    /// Segments whose pages are pinned.
+    pinned: u16,
+    /// Their grants: a list in the pool.
     grants: u16,
     /// How they are pinned.
     write_grants: bool,
@@ -57,7 +60,8 @@ const FREE: Slot = Slot {
     operation: BlkifOp(0),
     status: BlkifStatus::OKAY,
     outstanding: 0,
-    grants: 0,
+    pinned: 0,
+    grants: NONE,
     write_grants: false,
     busy: false,
     sequence: 0,
@@ -73,8 +77,7 @@ pub(super) struct Queue {
     slots: Box<[Slot]>,
     free: u16,
     in_flight: u16,
-    /// `max_segments` for each slot.
-    grants: Box<[GrantRef]>,
+    grants: Pool,
     /// Those of `current`.
     segments: Box<[Segment]>,
     max_segments: u16,
@@ -107,28 +110,30 @@ impl Queue {
     pub(super) const PASSES: u32 =
         ring_size(MAX_PAGES * PAGE_SIZE as usize, 4 * ENTRY_WORDS) / BUDGET;
 
-    /// A queue for so many requests at once, of so many segments each.
-    pub(super) fn new(port: u16, requests: u16, max_segments: u16) -> Self {
+    /// A queue for so many requests at once, of so many segments each at most; `None` where there is
+    /// no memory for it.
+    pub(super) fn new(port: u16, requests: u16, max_segments: u16) -> Option<Self> {
         let requests = requests.clamp(1, NONE - 1);
-        let mut slots = vec![FREE; requests.into()].into_boxed_slice();
+        let mut slots = boxed(FREE, requests.into())?;
         for (slot, next) in slots.iter_mut().zip(1..requests) {
             slot.next = next;
         }
         let nothing = Segment { gpfn: Mfn(0), offset: 0, len: 0 };
-        Self {
+        let grants = requests.saturating_mul(USUAL_SEGMENTS).max(max_segments.saturating_mul(2));
+        Some(Self {
             number: super::of_port(port).1,
             port,
             ring: None,
             slots,
             free: 0,
             in_flight: 0,
-            grants: vec![GrantRef(0); usize::from(requests) * usize::from(max_segments)].into(),
-            segments: vec![nothing; max_segments.into()].into(),
+            grants: Pool::new(grants)?,
+            segments: boxed(nothing, max_segments.into())?,
             max_segments,
             current: None,
             uncommitted: false,
             flush_unsupported: false,
-        }
+        })
     }
 
     pub(super) fn port(&self) -> Option<u32> {
@@ -281,7 +286,8 @@ impl Queue {
         let Some(attached) = self.ring.as_mut().filter(|ring| !ring.stopped) else {
             return Ok(false);
         };
-        if self.free == NONE || !attached.ring.sleep()? {
+        let room = self.free != NONE && self.grants.left() >= self.max_segments;
+        if !room || !attached.ring.sleep()? {
             return Ok(false);
         }
         let mut entry = [0; ENTRY_WORDS];
@@ -430,12 +436,13 @@ impl Queue {
     ) -> Option<u64> {
         let (offset, len) = request::check_segment(info, segment)?;
         let slot = self.slots.get_mut(usize::from(index))?;
-        let to = self.segments.get_mut(usize::from(slot.grants))?;
-        let at = usize::from(index) * usize::from(self.max_segments) + usize::from(slot.grants);
-        let kept = self.grants.get_mut(at)?;
+        let to = self.segments.get_mut(usize::from(slot.pinned))?;
         let access = gnttab::access(env.dom, env.plat, segment.gref, slot.write_grants).ok()?;
-        *kept = segment.gref;
-        slot.grants += 1;
+        if !self.grants.push(&mut slot.grants, segment.gref) {
+            gnttab::release(env.dom, env.plat, segment.gref, slot.write_grants);
+            return None;
+        }
+        slot.pinned += 1;
         let inside = offset >= access.offset
             && u32::from(offset) + u32::from(len)
                 <= u32::from(access.offset) + u32::from(access.len);
@@ -475,10 +482,8 @@ impl Queue {
     /// Lets go of a request's pages, frees its slot and answers it.
     fn answer<P: Platform>(&mut self, env: &Env<'_, P>, index: u16, status: BlkifStatus) {
         let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
-        let first = usize::from(index) * usize::from(self.max_segments);
-        let kept = self.grants.get(first..first + usize::from(slot.grants)).unwrap_or_default();
-        for gref in kept {
-            gnttab::release(env.dom, env.plat, *gref, slot.write_grants);
+        while let Some(gref) = self.grants.pop(&mut slot.grants) {
+            gnttab::release(env.dom, env.plat, gref, slot.write_grants);
         }
         let (id, operation) = (slot.id, slot.operation);
         *slot = Slot { next: self.free, sequence: slot.sequence, ..FREE };

@@ -247,7 +247,7 @@ impl World {
         let pool: Vec<Mfn> = TABLE.map(mfn).collect();
         machine.dom.gnttab.set_pool(&machine.plat, &pool);
         let config = VbdConfig { number: XVDA, read_only: false, cdrom: false };
-        let vbd = Vbd::new(3, config, limits, FakeDevice::new(info));
+        let vbd = Vbd::new(3, config, limits, FakeDevice::new(info)).expect("memory");
         Self {
             machine,
             store: Nodes::default(),

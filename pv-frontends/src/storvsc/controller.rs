@@ -77,8 +77,8 @@ impl Controller {
         self.queues.read().iter().find(|queue| queue.channel.id() == id).cloned()
     }
 
-    fn primary(&self) -> Option<Arc<Queue>> {
-        self.queues.read().first().cloned()
+    pub(super) fn primary(&self) -> Option<Arc<Queue>> {
+        self.queue(self.offer.channel_id)
     }
 
     /// Channels that are open.

@@ -198,6 +198,12 @@ impl<S: Sink> StorVsc<S> {
     fn opened<H: Hypervisor>(&self, bus: &VmBus<H>, id: ChannelId) {
         let Some(channel) = bus.channel(id) else { return };
         let Some(controller) = self.by_instance(channel.offer()) else { return };
+        let is_primary = controller.offer.channel_id == id;
+        if !is_primary && controller.primary().is_none() {
+            // The primary one closed meanwhile; its sub-channels go with it.
+            let _ = bus.close(id);
+            return;
+        }
         let (requests, spans) = (self.config.requests, self.config.max_segments());
         let Some(queue) = Queue::new(bus.hypervisor(), channel, requests, spans) else {
             bus.hypervisor().log(format_args!("storvsc: no memory"));
@@ -205,7 +211,7 @@ impl<S: Sink> StorVsc<S> {
             return;
         };
         controller.add_queue(queue);
-        if controller.offer.channel_id == id {
+        if is_primary {
             controller.machine.lock().start();
             controller.go_on(bus, &self.sink);
         }
@@ -217,6 +223,7 @@ impl<S: Sink> StorVsc<S> {
         if controller.offer.channel_id != id {
             return;
         }
+        controller.close_channels(bus);
         if controller.reopened.fetch_add(1, Ordering::Relaxed) < MAX_REOPENS {
             self.open(bus, &controller.offer);
         } else {

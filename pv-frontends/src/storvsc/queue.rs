@@ -271,6 +271,8 @@ impl Queue {
         let Some(nr) = slots.free.last().copied() else { return Err(SendError::Full) };
         let generation = next_generation(&slots, nr);
         self.write::<H, PageSpan>(bus, transaction(nr, generation), External::None, payload)?;
+        let at_ns = bus.hypervisor().now_ns().saturating_add(TIMEOUT_NS);
+        bus.deadline_at(at_ns);
         let pending = Pending {
             owner,
             address: UnitAddress { path: 0, target: 0, lun: 0 },
@@ -280,7 +282,7 @@ impl Queue {
             spans: 0,
             tries: MAX_TRIES,
             is_waiting: false,
-            at_ns: bus.hypervisor().now_ns().saturating_add(TIMEOUT_NS),
+            at_ns,
         };
         occupy(&mut slots, nr, generation, pending);
         Ok(())
@@ -318,6 +320,7 @@ impl Queue {
         pending.tries += 1;
         pending.is_waiting = false;
         pending.at_ns = bus.hypervisor().now_ns().saturating_add(TIMEOUT_NS);
+        bus.deadline_at(pending.at_ns);
         Ok(())
     }
 

@@ -170,8 +170,17 @@ impl<H: Hypervisor> VmBus<H> {
         self.next_poll_ns.load(Ordering::Relaxed)
     }
 
+    /// What is to be done was written down before; see [`Self::poll`].
     pub(crate) fn poll_at(&self, ns: u64) {
-        self.next_poll_ns.fetch_min(ns, Ordering::Relaxed);
+        self.next_poll_ns.fetch_min(ns, Ordering::AcqRel);
+    }
+
+    /// As [`Self::poll_at`], cheaper, for deadlines that [`Driver::poll`] finds under a lock that
+    /// the caller holds now: whoever resets the time looks for them after.
+    pub(crate) fn deadline_at(&self, ns: u64) {
+        if self.next_poll_ns.load(Ordering::Relaxed) > ns {
+            self.poll_at(ns);
+        }
     }
 
     /// Reads a channel again soon.
@@ -183,7 +192,8 @@ impl<H: Hypervisor> VmBus<H> {
     /// Does what was put off: events of requests, messages the host had no room for, time-outs,
     /// channels that were not read to their end, [`Driver::poll`].
     pub fn poll(&self) {
-        self.next_poll_ns.store(u64::MAX, Ordering::Relaxed);
+        // Acquire, and no plain store: what others wrote down before they set the time is seen below.
+        self.next_poll_ns.swap(u64::MAX, Ordering::AcqRel);
         self.check_times();
         self.corrupt.drain(|id| self.close_corrupt(id));
         self.dispatch();

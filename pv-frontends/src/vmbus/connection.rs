@@ -230,8 +230,7 @@ impl<H: Hypervisor> VmBus<H> {
                 }
             }
             // Messages of any kind are taken: they stand before the answer.
-            while posted
-                && let Some(bytes) = self.hv.take_message(&mut payload) {
+            while posted && let Some(bytes) = self.hv.take_message(&mut payload) {
                 let header = payload.get(..bytes.min(MAX_MESSAGE_BYTES)).unwrap_or_default();
                 if MessageHeader::read_from_prefix(header)
                     .is_ok_and(|(header, _)| header.message_type == MessageType::UNLOAD_RESPONSE)

@@ -461,6 +461,8 @@ fn late_requests_reset_the_bus_then_close_the_channel() {
     bench.host.faults.push_back(Fault::Keep);
     assert_eq!(bench.disk(0).submit(0, &io, Tag(1)), Submitted::Accepted);
     bench.disk(0).commit(0);
+    let deadline = bench.fake.inner().now_ns + 180 * SECOND;
+    assert!(bench.bus.next_poll_ns() <= deadline, "somebody will look");
     bench.pass(179 * SECOND);
     assert_eq!(bench.completed(), []);
     bench.pass(2 * SECOND);

@@ -49,6 +49,7 @@ impl Opcode {
     pub const GET_CONFIGURATION: Self = Self(0x46);
     pub const GET_EVENT_STATUS_NOTIFICATION: Self = Self(0x4a);
     pub const READ_DISC_INFORMATION: Self = Self(0x51);
+    pub const READ_TRACK_INFORMATION: Self = Self(0x52);
     pub const MODE_SELECT_10: Self = Self(0x55);
     pub const MODE_SENSE_10: Self = Self(0x5a);
     pub const READ_16: Self = Self(0x88);

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the programs guests run, the initramfs
 //! around them, and what their consoles and kernel logs say.
 
+pub mod disks;
 pub mod guests;
 pub mod images;
 pub mod log;

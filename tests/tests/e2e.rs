@@ -28,6 +28,9 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+#[path = "e2e/disk.rs"]
+mod disk;
+
 const MEMORY_MIB: u64 = 512;
 /// The whole stress program takes a minute and a half on a quiet two-core machine, emulated twice.
 const LIMIT: Duration = Duration::from_secs(400);
@@ -85,8 +88,12 @@ const TESTS: [(&str, Test); 5] = [
     ("crash", crash),
     ("shell", shell),
 ];
-const NATIVE: [(&str, Test); 3] =
-    [("detect", native_detect), ("withheld", native_withheld), ("reboot", native_reboot)];
+const NATIVE: [(&str, Test); 4] = [
+    ("detect", native_detect),
+    ("withheld", native_withheld),
+    ("reboot", native_reboot),
+    ("disk", disk::native),
+];
 
 fn list(variable: &str, separator: &str) -> Option<Vec<String>> {
     let value = std::env::var(variable).ok().filter(|v| !v.is_empty())?;

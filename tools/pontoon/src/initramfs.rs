@@ -28,9 +28,12 @@ poweroff -f
 sleep 60
 "#;
 
+/// Directories of every initramfs.
+const DIRS: [&str; 7] = ["bin", "dev", "proc", "sys", "tmp", "root", "etc"];
+
 /// A program or file to put into an initramfs.
 pub struct Extra {
-    /// Path in the archive, without leading slash.
+    /// Path in the archive, without leading slash; its directories are made.
     pub name: String,
     /// Contents.
     pub data: Vec<u8>,
@@ -72,7 +75,7 @@ pub fn build(init: &str, extras: &[Extra]) -> Result<Vec<u8>> {
     let busybox = busybox()?;
     let list = Command::new(&busybox).arg("--list").output().context("busybox --list")?;
     let mut archive = Archive::new(Vec::new());
-    for dir in ["bin", "dev", "proc", "sys", "tmp", "root", "etc"] {
+    for dir in DIRS {
         archive.dir(dir)?;
     }
     // The kernel opens it before any script runs.
@@ -86,7 +89,15 @@ pub fn build(init: &str, extras: &[Extra]) -> Result<Vec<u8>> {
             archive.link(&format!("bin/{applet}"), "busybox")?;
         }
     }
+    let mut made = std::collections::BTreeSet::new();
     for extra in extras {
+        // The kernel makes no directory that is not in the archive.
+        for (at, _) in extra.name.match_indices('/') {
+            let dir = extra.name.get(..at).unwrap_or_default();
+            if !DIRS.contains(&dir) && made.insert(dir) {
+                archive.dir(dir)?;
+            }
+        }
         archive.file(&extra.name, 0o755, &extra.data)?;
     }
     archive.finish().context("initramfs")

@@ -114,7 +114,7 @@ impl Kernel {
         if ordered.contains(path) {
             return Ok(());
         }
-        for needed in module_depends(&fs::read(path)?) {
+        for needed in module_depends(&read_module(path)?) {
             self.add_module(&needed, all, ordered)?;
         }
         ordered.push(path.clone());
@@ -138,11 +138,21 @@ fn collect_modules(dir: &Path, all: &mut Vec<PathBuf>) -> Result<()> {
         let path = entry?.path();
         if path.is_dir() {
             collect_modules(&path, all)?;
-        } else if path.extension().is_some_and(|e| e == "ko") {
+        } else if path.file_name().is_some_and(|n| n.to_string_lossy().contains(".ko")) {
             all.push(path);
         }
     }
     Ok(())
+}
+
+/// A module's ELF file; newer packages have it compressed.
+pub fn read_module(path: &Path) -> Result<Vec<u8>> {
+    let data = fs::read(path).with_context(|| path.display().to_string())?;
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("xz") => pipe_through("xz", &["-dc"], &data),
+        Some("zst") => pipe_through("zstd", &["-dcq"], &data),
+        _ => Ok(data),
+    }
 }
 
 /// The `depends=` list of a module.

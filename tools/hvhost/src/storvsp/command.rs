@@ -90,6 +90,8 @@ pub enum Command {
     GetConfiguration(u64),
     /// READ DISC INFORMATION with this much room.
     DiscInformation(u64),
+    /// READ TRACK INFORMATION with this much room.
+    TrackInformation(u64),
     /// GET EVENT STATUS NOTIFICATION: polled, classes, room.
     GetEvent(bool, u8, u64),
 }
@@ -132,11 +134,12 @@ const DISK: [Known; 13] = [
 ];
 
 /// Commands of DVDs only.
-const DVD: [Known; 4] = [
+const DVD: [Known; 5] = [
     (Opcode::READ_TOC, 10, None),
     (Opcode::GET_CONFIGURATION, 10, None),
     (Opcode::GET_EVENT_STATUS_NOTIFICATION, 10, None),
     (Opcode::READ_DISC_INFORMATION, 10, None),
+    (Opcode::READ_TRACK_INFORMATION, 10, None),
 ];
 
 /// Commands a device knows.
@@ -277,6 +280,8 @@ pub fn decode(cdb: &[u8; CDB_BYTES], dvd: bool) -> Result<Command, Failure> {
         Opcode::GET_CONFIGURATION => Command::GetConfiguration(room10),
         // Other kinds of information are of discs that can be written.
         Opcode::READ_DISC_INFORMATION if one & 7 == 0 => Command::DiscInformation(room10),
+        // Every block is of the one track, however it is asked for.
+        Opcode::READ_TRACK_INFORMATION => Command::TrackInformation(room10),
         Opcode::GET_EVENT_STATUS_NOTIFICATION => Command::GetEvent(one & 1 != 0, four, room10),
         _ => return Err(FIELD),
     })

@@ -297,6 +297,16 @@ pub fn disc_information() -> [u8; 34] {
     data
 }
 
+/// READ TRACK INFORMATION data: track 1 of session 1, data, from block 0 to the end.
+#[must_use]
+pub fn track_information(disk: &Disk) -> Vec<u8> {
+    let blocks = u32::try_from(disk.sectors()).unwrap_or(u32::MAX);
+    let last = blocks.saturating_sub(1);
+    const LAST_VALID: u8 = 2;
+    let start = [0, 34, 1, 1, 0, 4, 1, LAST_VALID];
+    [&start[..], &[0; 16], &blocks.to_be_bytes(), &last.to_be_bytes(), &[0; 4]].concat()
+}
+
 /// GET CONFIGURATION data: the current profile is DVD-ROM, no feature is told.
 #[must_use]
 pub fn configuration() -> [u8; 8] {

@@ -148,6 +148,7 @@ impl Unit<'_> {
                 put(&inquiry::toc(disk, format, msf, track)?, room)
             }
             Command::DiscInformation(room) => put(&inquiry::disc_information(), room),
+            Command::TrackInformation(room) => put(&inquiry::track_information(disk), room),
             Command::GetConfiguration(room) => put(&inquiry::configuration(), room),
             Command::GetEvent(true, classes, room) => put(&inquiry::event(classes), room),
             // Nobody is told of events later.

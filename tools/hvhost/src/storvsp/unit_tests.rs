@@ -189,6 +189,9 @@ fn dvds() {
     assert_eq!(b.data(12)[8..], [0, 0, 2, 0]);
     assert_eq!(b.run(&[0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8, 0], ROOM), Ok(8));
     assert_eq!(b.data(6)[5], 2, "a medium is there");
+    assert_eq!(b.run(&[0x51, 0, 0, 0, 0, 0, 0, 0, 255, 0], ROOM), Ok(34));
+    assert_eq!(b.run(&[0x52, 1, 0, 0, 0, 1, 0, 0, 255, 0], ROOM), Ok(36));
+    assert_eq!(b.data(36)[24..32], [0, 0, 0, 32, 0, 0, 0, 31]);
     assert!(b.run(&[0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0], ROOM).is_err());
 }
 

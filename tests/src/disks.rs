@@ -1,0 +1,89 @@
+//! The native disk test's initramfs: the storage drivers of a Debian kernel, and
+//! this machine's own partitioning and file system programs.
+
+use anyhow::{Context, Result, bail};
+use pontoon::initramfs::{self, Extra};
+use pontoon::kernel::{Kernel, read_module};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const INIT: &str = include_str!("../e2e/disk-init.sh");
+
+/// Drivers, what they depend on is added; the kernel asks for some by itself, with
+/// a program an initramfs has not.
+const MODULES: [&str; 8] = [
+    "crc32c_generic",
+    "crct10dif_generic",
+    "hv_vmbus",
+    "hv_storvsc",
+    "sd_mod",
+    "sr_mod",
+    "ext4",
+    "isofs",
+];
+
+/// Programs busybox has not, or not as well.
+const PROGRAMS: [&str; 3] = ["/usr/sbin/sfdisk", "/usr/sbin/mke2fs", "/usr/sbin/blkdiscard"];
+
+/// The initramfs; `pattern` is the file of that name in it.
+pub fn initramfs(kernel: &Kernel, pattern: &[u8]) -> Result<Vec<u8>> {
+    let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
+    let mut extras = vec![Extra { name: "pattern".into(), data: pattern.to_vec() }];
+    let mut list = String::new();
+    for module in kernel.modules(&MODULES)? {
+        let file = module.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!("{}.ko", file.split(".ko").next().unwrap_or_default());
+        extras.push(Extra { name: format!("modules/{name}"), data: read_module(&module)? });
+        list.push_str(&format!("{name}\n"));
+    }
+    extras.push(Extra { name: "modules/list".into(), data: list.into_bytes() });
+    let mut libraries = BTreeSet::new();
+    for program in PROGRAMS {
+        let name = program.rsplit('/').next().unwrap_or_default();
+        // Before busybox's own in the search path.
+        extras.push(Extra { name: format!("sbin/{name}"), data: read(Path::new(program))? });
+        libraries.extend(libraries_of(program)?);
+    }
+    for library in libraries {
+        let name = library.to_string_lossy().trim_start_matches('/').to_owned();
+        extras.push(Extra { name, data: read(&library)? });
+    }
+    initramfs::build(INIT, &extras)
+}
+
+/// Paths at which the loader looks for a program's libraries.
+fn libraries_of(program: &str) -> Result<Vec<PathBuf>> {
+    let out = Command::new("ldd").arg(program).output().context("ldd")?;
+    if !out.status.success() {
+        bail!("ldd {program}: {}", String::from_utf8_lossy(&out.stderr).trim());
+    }
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
+        .map(PathBuf::from)
+        .collect())
+}
+
+/// Lines of a kernel log that complain about storage.
+#[must_use]
+pub fn complaints(log: &[String]) -> Vec<&str> {
+    const STORAGE: [&str; 9] =
+        ["hv_vmbus", "storvsc", "scsi", "sd ", "sr ", "I/O error", "EXT4", "blk_", "Buffer"];
+    log.iter()
+        .map(String::as_str)
+        .filter(|line| STORAGE.iter().any(|word| line.contains(word)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_storage_complains_about_storage() {
+        let log = ["<3>[ 1.0] sd 0:0:0:0: [sda] x", "<4>[ 1.0] PCI: no config space"];
+        assert_eq!(complaints(&log.map(str::to_owned)), ["<3>[ 1.0] sd 0:0:0:0: [sda] x"]);
+    }
+}

@@ -5,6 +5,7 @@ mod handshake;
 mod hostile;
 mod order;
 mod random;
+mod threads;
 mod world;
 
 use std::vec::Vec;

@@ -325,10 +325,20 @@ impl World {
 
     /// Completes the `index`-th of the requests at the device.
     pub fn complete(&self, index: usize) {
+        assert!(!self.vbd.device().state().uncommitted, "the host was not told");
+        assert!(self.complete_at(index), "at the device");
+    }
+
+    /// Completes one of the requests at the device, if there is any.
+    pub fn complete_any(&self, which: usize) -> bool {
+        let waiting = self.vbd.device().state().pending.len();
+        waiting > 0 && self.complete_at(which % waiting)
+    }
+
+    fn complete_at(&self, index: usize) -> bool {
         let (tag, result) = {
             let mut state = self.vbd.device().state();
-            assert!(!state.uncommitted, "the host was not told");
-            let given = state.pending.remove(index).expect("at the device");
+            let Some(given) = state.pending.remove(index) else { return false };
             let result = match state.fail.pop_front() {
                 Some(error) => Err(error),
                 None => execute(&mut state, &self.machine.plat, &given),
@@ -336,6 +346,7 @@ impl World {
             (given.tag, result)
         };
         self.vbd.complete(&self.env(), tag, result);
+        true
     }
 
     pub fn settle(&self) {

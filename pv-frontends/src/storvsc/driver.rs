@@ -20,8 +20,9 @@ use crate::vmbus::{Channel, Driver, Event, Hypervisor, OpenError, OpenParams, Re
 /// How often a controller's channel is opened again after it broke.
 const MAX_REOPENS: u8 = 3;
 
-/// Who wants to know of units and their requests. Called without locks held, on any virtual
-/// processor; [`Unit::submit`] may be called from it.
+/// Who wants to know of units and their requests. Called on any virtual processor, with none of
+/// this driver's locks held; [`Unit::submit`] and [`Unit::commit`] may be called from all of it,
+/// what opens, closes or reads channels from none.
 pub trait Sink: Send + Sync + 'static {
     /// A unit is there.
     fn added(&self, unit: &Arc<Unit>);

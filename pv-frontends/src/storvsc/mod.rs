@@ -6,7 +6,7 @@
 //! Disk (BlockDevice) ─> Unit ─> Queue (one per channel) ─> GPA-direct packet ─> completion ─> Sink
 //! ```
 //!
-//! [`StorVsc`] is the [`Driver`] of all controllers: the SCSI ones, and the two IDE ports of
+//! [`StorVsc`] is the VMBus driver of all controllers: the SCSI ones, and the two IDE ports of
 //! Generation 1 machines. A [`Unit`] is a disk or CD drive; whoever integrates this makes a
 //! [`Disk`] of it when the [`Sink`] hears of it.
 //!
@@ -14,8 +14,8 @@
 //! answered, or has closed the channel, and not before: a request that is late resets the bus, and
 //! if that does not help, closes the controller's channel.
 //!
-//! Lock order: a controller's machine, then a queue's slots, then what VMBus has. No lock is held
-//! while the [`Sink`] is called.
+//! Lock order: a controller's machine, then a queue's slots, then what VMBus has. None of them is
+//! held while the [`Sink`] is called, but for the channel's incoming ring during a completion.
 
 mod command;
 mod controller;

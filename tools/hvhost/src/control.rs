@@ -24,24 +24,29 @@ const LINE_MAX: u64 = 64 << 10;
 ///
 /// # Errors
 /// The socket cannot be made.
-pub fn start(options: &Options, storage: Option<&Arc<Storage>>, counters: &Counters) -> Result<()> {
+pub fn start(
+    options: &Options,
+    storage: Option<&Arc<Storage>>,
+    counters: &Arc<Counters>,
+) -> Result<()> {
     if let Some(path) = &options.control {
         let listener =
             listen(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-        let storage = storage.cloned();
+        let (storage, counters) = (storage.cloned(), Arc::clone(counters));
         thread::Builder::new().name("control".into()).spawn(move || {
             // One peer at a time.
             for stream in listener.incoming().flatten() {
-                let _ = serve(&stream, storage.as_deref());
+                let _ = serve(&stream, storage.as_deref(), &counters);
             }
         })?;
     }
     if !options.at.is_empty() {
         let (seen, list, storage) =
             (counters.watch_markers(), options.at.clone(), storage.cloned());
+        let counters = Arc::clone(counters);
         thread::Builder::new()
             .name("at".into())
-            .spawn(move || at(&seen, &list, storage.as_deref()))?;
+            .spawn(move || at(&seen, &list, storage.as_deref(), &counters))?;
     }
     Ok(())
 }
@@ -56,7 +61,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-fn serve(stream: &UnixStream, storage: Option<&Storage>) -> io::Result<()> {
+fn serve(stream: &UnixStream, storage: Option<&Storage>, counters: &Counters) -> io::Result<()> {
     let mut writer = stream;
     let mut reader = BufReader::new(stream);
     loop {
@@ -65,26 +70,29 @@ fn serve(stream: &UnixStream, storage: Option<&Storage>) -> io::Result<()> {
         if limited.read_line(&mut line)? == 0 {
             return Ok(());
         }
-        writer.write_all(answer(&line, storage).as_bytes())?;
+        writer.write_all(answer(&line, storage, counters).as_bytes())?;
     }
 }
 
-fn answer(line: &str, storage: Option<&Storage>) -> String {
-    match command(line, storage) {
+fn answer(line: &str, storage: Option<&Storage>, counters: &Counters) -> String {
+    match command(line, storage, counters) {
         Ok(text) if text.contains('\n') => format!("ok\n{text}\n\n"),
         Ok(text) => format!("ok {text}\n"),
         Err(error) => format!("error {error:#}\n"),
     }
 }
 
-fn command(line: &str, storage: Option<&Storage>) -> Result<String> {
+fn command(line: &str, storage: Option<&Storage>, counters: &Counters) -> Result<String> {
+    if line.trim() == "counters" {
+        return Ok(serde_json::to_string(&counters.report("running", None))?);
+    }
     storage.context("this machine has no VMBus")?.command(line)
 }
 
-fn at(seen: &Receiver<String>, list: &[At], storage: Option<&Storage>) {
+fn at(seen: &Receiver<String>, list: &[At], storage: Option<&Storage>, counters: &Counters) {
     for text in seen {
         for at in list.iter().filter(|at| at.marker == text) {
-            let result = answer(&at.command, storage);
+            let result = answer(&at.command, storage, counters);
             eprintln!("hvhost: {}: {}\r", at.command, result.trim_end());
         }
     }
@@ -93,6 +101,7 @@ fn at(seen: &Receiver<String>, list: &[At], storage: Option<&Storage>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::Report;
 
     #[test]
     fn lines_are_answered() {
@@ -102,14 +111,16 @@ mod tests {
         let listener = listen(&path).unwrap();
         assert!(listen(&path).is_err(), "served");
         let peer = UnixStream::connect(&path).unwrap();
-        (&peer).write_all(b"list\nnonsense\n").unwrap();
+        (&peer).write_all(b"list\nnonsense\ncounters\n").unwrap();
         peer.shutdown(std::net::Shutdown::Write).unwrap();
         // The connection of the second attempt to listen comes first.
         for stream in listener.incoming().take(2) {
-            serve(&stream.unwrap(), None).unwrap();
+            serve(&stream.unwrap(), None, &Counters::default()).unwrap();
         }
         let mut text = String::new();
         io::Read::read_to_string(&mut &peer, &mut text).unwrap();
-        assert_eq!(text, "error this machine has no VMBus\n".repeat(2));
+        let report = text.strip_prefix(&"error this machine has no VMBus\n".repeat(2)).unwrap();
+        let report: Report = serde_json::from_str(report.strip_prefix("ok ").unwrap()).unwrap();
+        assert_eq!(report.outcome, "running");
     }
 }

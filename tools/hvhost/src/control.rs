@@ -8,6 +8,7 @@ use crate::options::{At, Options};
 use crate::stats::Counters;
 use crate::storvsp::Storage;
 use anyhow::{Context, Result};
+use rustix::process;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -16,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread;
+use std::time::Duration;
 
 /// Longest line taken.
 const LINE_MAX: u64 = 64 << 10;
@@ -83,10 +85,22 @@ fn answer(line: &str, storage: Option<&Storage>, counters: &Counters) -> String 
 }
 
 fn command(line: &str, storage: Option<&Storage>, counters: &Counters) -> Result<String> {
+    if let Some(text) = line.trim().strip_prefix("power-cut") {
+        return power_cut(text.trim());
+    }
     if line.trim() == "counters" {
         return Ok(serde_json::to_string(&counters.report("running", None))?);
     }
     storage.context("this machine has no VMBus")?.command(line)
+}
+
+/// Ends this program as nothing can prepare for, after so many milliseconds.
+fn power_cut(text: &str) -> Result<String> {
+    let text = if text.is_empty() { "0" } else { text };
+    let millis = text.parse().with_context(|| format!("power-cut {text}: milliseconds"))?;
+    thread::sleep(Duration::from_millis(millis));
+    process::kill_process(process::getpid(), process::Signal::KILL).context("power-cut")?;
+    Ok(String::new())
 }
 
 fn at(seen: &Receiver<String>, list: &[At], storage: Option<&Storage>, counters: &Counters) {
@@ -111,7 +125,7 @@ mod tests {
         let listener = listen(&path).unwrap();
         assert!(listen(&path).is_err(), "served");
         let peer = UnixStream::connect(&path).unwrap();
-        (&peer).write_all(b"list\nnonsense\ncounters\n").unwrap();
+        (&peer).write_all(b"list\nnonsense\ncounters\npower-cut x\n").unwrap();
         peer.shutdown(std::net::Shutdown::Write).unwrap();
         // The connection of the second attempt to listen comes first.
         for stream in listener.incoming().take(2) {
@@ -120,7 +134,9 @@ mod tests {
         let mut text = String::new();
         io::Read::read_to_string(&mut &peer, &mut text).unwrap();
         let report = text.strip_prefix(&"error this machine has no VMBus\n".repeat(2)).unwrap();
+        let (report, cut) = report.split_once('\n').unwrap();
         let report: Report = serde_json::from_str(report.strip_prefix("ok ").unwrap()).unwrap();
+        assert!(cut.starts_with("error power-cut x: milliseconds"), "{cut}");
         assert_eq!(report.outcome, "running");
     }
 }

@@ -1,5 +1,6 @@
 //! A disk in a file or block device.
 
+use crate::storvsp::cache::WriteCache;
 use crate::storvsp::fault::{Fault, Kind, Op};
 use crate::storvsp::io::{Aligned, Transfer, transfer};
 use crate::storvsp::options::{Direct, DiskOptions, Format};
@@ -29,6 +30,8 @@ pub struct Disk {
     file: File,
     /// `Some`: around the page cache.
     direct: Option<Alignment>,
+    /// What was not flushed is to be lost at a kill.
+    cache: Option<WriteCache>,
     sectors: u64,
     sector_bytes: u32,
     read_only: bool,
@@ -64,6 +67,7 @@ impl Disk {
         Ok(Self {
             file,
             direct,
+            cache: options.volatile.then(|| WriteCache::new(options.sector_bytes)),
             sectors: size / sector,
             sector_bytes: options.sector_bytes,
             read_only: options.read_only,
@@ -150,10 +154,10 @@ impl Disk {
             let fits = |n: usize| n.is_multiple_of(alignment.memory);
             pieces.iter().all(|p| fits(p.ptr_guard().as_ptr() as usize) && fits(p.len()))
         });
-        if aligned {
+        if aligned && self.cache.is_none() {
             transfer(&self.file, kind, at, &pieces)?;
         } else {
-            self.bounce(kind, at, bytes, &pieces)?;
+            self.bounce(kind, first, bytes, &pieces)?;
         }
         Ok(count)
     }
@@ -162,7 +166,7 @@ impl Disk {
     fn bounce(
         &self,
         kind: Transfer,
-        at: u64,
+        first: u64,
         bytes: u64,
         pieces: &[VolatileSlice<'_>],
     ) -> io::Result<()> {
@@ -182,7 +186,14 @@ impl Disk {
                 piece.copy_to(part);
             });
         }
-        transfer(&self.file, kind, at, &[VolatileSlice::from(&mut *whole)])?;
+        match (&self.cache, kind) {
+            (Some(cache), Transfer::Read) => cache.read(&self.file, first, whole)?,
+            (Some(cache), Transfer::Write) => cache.write(&self.file, first, whole)?,
+            (None, _) => {
+                let piece = VolatileSlice::from(&mut *whole);
+                transfer(&self.file, kind, self.offset(first), &[piece])?;
+            }
+        }
         if kind == Transfer::Read {
             each(whole, &|part, piece| piece.copy_from(part));
         }
@@ -195,6 +206,7 @@ impl Disk {
     /// The system's, or a fault on purpose.
     pub fn write_same(&self, first: u64, count: u64, block: &[u8]) -> io::Result<()> {
         let count = self.strike(Op::Write, first, count)?;
+        self.write_out(first, count)?;
         let (at, bytes) = (self.offset(first), self.offset(count));
         if block.iter().all(|b| *b == 0)
             && fallocate(
@@ -233,6 +245,7 @@ impl Disk {
         if count == 0 || !self.discard {
             return Ok(());
         }
+        self.write_out(first, count)?;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, flags, self.offset(first), self.offset(count)) {
             // What cannot be given back in these pieces stays.
@@ -255,7 +268,14 @@ impl Disk {
     /// # Errors
     /// The system's.
     pub fn settle(&self) -> io::Result<()> {
+        self.write_out(0, u64::MAX)?;
         if self.read_only { Ok(()) } else { self.file.sync_data() }
+    }
+
+    /// The file has what the cache had.
+    fn write_out(&self, first: u64, count: u64) -> io::Result<()> {
+        let sectors = first..first.saturating_add(count);
+        self.cache.as_ref().map_or(Ok(()), |cache| cache.write_out(&self.file, sectors))
     }
 
     fn offset(&self, sectors: u64) -> u64 {
@@ -311,7 +331,7 @@ fn vhd_footer(file: &File, size: u64) -> Option<(u32, u64)> {
 
 /// Opens the file around the page cache where that is wanted and possible.
 fn choose_cache(plain: File, options: &DiskOptions) -> Result<(File, Option<Alignment>)> {
-    if options.direct == Direct::Off {
+    if options.direct == Direct::Off || options.volatile {
         return Ok((plain, None));
     }
     let tried = open_file(&options.file, options.read_only, libc::O_DIRECT)
@@ -412,7 +432,7 @@ mod tests {
     #[test]
     fn transfers_with_and_without_the_page_cache() {
         let dir = tempfile::tempdir().unwrap();
-        for direct in ["", ",direct=off"] {
+        for direct in ["", ",direct=off", ",cache=volatile"] {
             let path = file(&dir, "disk", &vec![0; 1 << 16]);
             let disk = open(&format!("{path}{direct}")).unwrap();
             // An odd address, so that direct transfers need the buffer.

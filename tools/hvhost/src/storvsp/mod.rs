@@ -3,12 +3,13 @@
 //! ```text
 //! ring ── controller: initialization, requests ── command: decode
 //!                                   │                  unit: do ── inquiry: tell
-//!                                   └── buffer: the guest's pages   disk ── io, fault
+//!                                   └── buffer: the guest's pages   disk ── io, cache, fault
 //! ```
 //! Each channel has a worker thread, which does its commands one after the other;
 //! a guest that wants several at once opens sub-channels, as Linux does.
 
 pub mod buffer;
+pub mod cache;
 pub mod command;
 pub mod controller;
 pub mod disk;

@@ -49,6 +49,8 @@ pub struct DiskOptions {
     pub dvd: bool,
     /// Page cache.
     pub direct: Direct,
+    /// What is not flushed is lost with the program: [`crate::storvsp::cache`].
+    pub volatile: bool,
     /// Format.
     pub format: Format,
     /// It is plugged in later, by `disk-attach`.
@@ -73,6 +75,7 @@ impl FromStr for DiskOptions {
             scsi: None,
             dvd: false,
             direct: Direct::Auto,
+            volatile: false,
             format: Format::Guess,
             detached: false,
             id: None,
@@ -88,6 +91,8 @@ impl FromStr for DiskOptions {
                 ("scsi", value) => options.scsi = Some(parse_scsi(value)?),
                 ("direct", "on") => options.direct = Direct::On,
                 ("direct", "off") => options.direct = Direct::Off,
+                ("cache", "volatile") => options.volatile = true,
+                ("cache", value) => bail!("cache={value}: expected volatile"),
                 ("format", "raw") => options.format = Format::Raw,
                 ("format", "vhd") => options.format = Format::Vhd,
                 ("format", value) => bail!("format={value}: expected raw or vhd"),
@@ -95,9 +100,12 @@ impl FromStr for DiskOptions {
                     options.id = Some(Guid::parse(value).context("id= wants a GUID")?);
                 }
                 _ => bail!(
-                    "{word:?}: expected ro, sector=, scsi=C:L, dvd, direct=on|off, format=raw|vhd, detached or id=GUID"
+                    "{word:?}: expected ro, sector=, scsi=C:L, dvd, direct=on|off, cache=volatile, format=raw|vhd, detached or id=GUID"
                 ),
             }
+        }
+        if options.volatile && (options.read_only || options.dvd || options.direct == Direct::On) {
+            bail!("cache=volatile goes with neither ro, dvd nor direct=on");
         }
         match (options.dvd, options.sector_bytes) {
             (true, 0) => (options.sector_bytes, options.read_only) = (2048, true),
@@ -160,6 +168,7 @@ mod tests {
         assert_eq!(o.file, PathBuf::from("/a b.img"));
         assert_eq!((o.read_only, o.sector_bytes, o.scsi), (true, 4096, Some((1, 63))));
         assert_eq!((o.direct, o.format), (Direct::Off, Format::Raw));
+        assert!(!o.volatile && parse("x,cache=volatile").unwrap().volatile);
         let o = parse("x.iso,dvd").unwrap();
         assert_eq!((o.read_only, o.sector_bytes, o.dvd), (true, 2048, true));
         let id = "f8615163-df3e-46c5-913f-f2d2f965ed0e";
@@ -180,6 +189,9 @@ mod tests {
             "x,scsi=0",
             "x,scsi=-1:0",
             "x,direct=maybe",
+            "x,cache=none",
+            "x,cache=volatile,ro",
+            "x,cache=volatile,direct=on",
             "x,format=qcow2",
             "x,id=1",
         ] {

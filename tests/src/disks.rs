@@ -10,18 +10,12 @@ use std::process::Command;
 
 const INIT: &str = include_str!("../e2e/disk-init.sh");
 
-/// Drivers, what they depend on is added; the kernel asks for some by itself, with
-/// a program an initramfs has not.
-const MODULES: [&str; 8] = [
-    "crc32c_generic",
-    "crct10dif_generic",
-    "hv_vmbus",
-    "hv_storvsc",
-    "sd_mod",
-    "sr_mod",
-    "ext4",
-    "isofs",
-];
+/// Drivers; what they depend on is added.
+const MODULES: [&str; 6] = ["hv_vmbus", "hv_storvsc", "sd_mod", "sr_mod", "ext4", "isofs"];
+
+/// Algorithms older kernels ask for by themselves, with a program an initramfs has
+/// not; newer ones have them built in.
+const ALGORITHMS: [&str; 2] = ["crc32c_generic", "crct10dif_generic"];
 
 /// Programs busybox has not, or not as well.
 const PROGRAMS: [&str; 3] = ["/usr/sbin/sfdisk", "/usr/sbin/mke2fs", "/usr/sbin/blkdiscard"];
@@ -31,7 +25,11 @@ pub fn initramfs(kernel: &Kernel, pattern: &[u8]) -> Result<Vec<u8>> {
     let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
     let mut extras = vec![Extra { name: "pattern".into(), data: pattern.to_vec() }];
     let mut list = String::new();
-    for module in kernel.modules(&MODULES)? {
+    let algorithms = ALGORITHMS.iter().filter_map(|name| kernel.modules(&[name]).ok()).flatten();
+    let mut modules: Vec<PathBuf> = algorithms.collect();
+    modules.extend(kernel.modules(&MODULES)?);
+    let mut seen = BTreeSet::new();
+    for module in modules.into_iter().filter(|module| seen.insert(module.clone())) {
         let file = module.file_name().unwrap_or_default().to_string_lossy();
         let name = format!("{}.ko", file.split(".ko").next().unwrap_or_default());
         extras.push(Extra { name: format!("modules/{name}"), data: read_module(&module)? });

@@ -10,6 +10,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// Kernels whose packages have the drivers.
+pub const KERNELS: [&str; 3] = ["bullseye", "bookworm", "trixie"];
+
 const MIB: u64 = 1 << 20;
 /// Where the guest puts the pattern, in bytes.
 const PATTERN_AT: usize = 16 * 4096;
@@ -30,9 +33,20 @@ fn md5(path: &Path) -> Result<String> {
     Ok(text.split(' ').next().unwrap_or_default().to_owned())
 }
 
+/// On a host with everything.
+pub fn native(lab: &mut Lab, spec: &str, _: &[String]) -> Result<()> {
+    tried(lab, spec, &[])
+}
+
+/// On a host that has no direct timers, whose messages come through the same slot as
+/// VMBus's, and no privileges; signals by the monitor page.
+pub fn like_openvmm(lab: &mut Lab, spec: &str, _: &[String]) -> Result<()> {
+    tried(lab, spec, &["--openvmm-like", "--vmbus-monitor"])
+}
+
 /// A partition, a file system, data that comes back, holes, a second controller,
 /// disks that come and go, and nothing in the kernel's log.
-pub fn native(lab: &mut Lab, spec: &str, _: &[String]) -> Result<()> {
+fn tried(lab: &mut Lab, spec: &str, more: &[&str]) -> Result<()> {
     let dir = lab.scratch()?;
     let file = |name: &str, data: &[u8]| -> Result<PathBuf> {
         let path = dir.join(name);
@@ -56,6 +70,7 @@ pub fn native(lab: &mut Lab, spec: &str, _: &[String]) -> Result<()> {
     machine.timeout = Some(LIMIT);
     machine.cpus = 2;
     machine.stats = true;
+    machine.more = more.iter().map(|word| (*word).to_owned()).collect();
     let disk = |path: &Path, words: &str| format!("{}{words}", path.display());
     machine.disks = vec![
         disk(&main, ",scsi=0:0"),

@@ -70,6 +70,7 @@ pub struct Counters {
     first_entry: Mutex<Option<Duration>>,
     markers: Mutex<BTreeMap<String, f64>>,
     channels: Mutex<BTreeMap<String, Arc<ChannelCounters>>>,
+    vmbus_malformed: AtomicU64,
     marker_watch: Mutex<Option<Sender<String>>>,
     kvm: Mutex<KvmFiles>,
 }
@@ -113,6 +114,9 @@ pub struct Report {
     pub msrs: BTreeMap<String, MsrCount>,
     /// Interrupts this program injected, by line.
     pub interrupts: BTreeMap<String, u64>,
+    /// VMBus control messages that made no sense.
+    #[serde(default)]
+    pub vmbus_malformed: u64,
     /// VMBus channels, by device and sub-channel.
     #[serde(default)]
     pub channels: BTreeMap<String, ChannelReport>,
@@ -159,6 +163,7 @@ impl Counters {
             first_entry: Mutex::default(),
             markers: Mutex::default(),
             channels: Mutex::default(),
+            vmbus_malformed: AtomicU64::new(0),
             marker_watch: Mutex::default(),
             kvm: Mutex::default(),
         }
@@ -210,6 +215,11 @@ impl Counters {
         } else {
             count.reads += 1;
         }
+    }
+
+    /// Counts VMBus control messages that made no sense.
+    pub fn vmbus_malformed(&self, count: u64) {
+        self.vmbus_malformed.fetch_add(count, Relaxed);
     }
 
     /// Counters of a VMBus channel; the same ones whenever it is opened.
@@ -282,6 +292,7 @@ impl Counters {
                 .filter(|(_, count)| *count != 0)
                 .map(|(gsi, count)| (gsi.to_string(), count))
                 .collect(),
+            vmbus_malformed: self.vmbus_malformed.load(Relaxed),
             channels: lock(&self.channels)
                 .iter()
                 .map(|(name, counters)| (name.clone(), counters.report()))

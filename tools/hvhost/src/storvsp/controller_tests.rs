@@ -11,7 +11,7 @@ use hv_abi::HvStatus;
 use hv_abi::hypercall::{CallCode, Control};
 use hv_abi::msr::{HV_X64_MSR_SIEFP, HV_X64_MSR_SIMP, PageMsr};
 use hv_abi::scsi::{LunListHeader, ScsiStatus, Sense, SenseKey};
-use hv_abi::vmbus::message::{CloseChannel, OpenChannel, OpenResult};
+use hv_abi::vmbus::message::{CloseChannel, OpenChannel, OpenResult, RelidReleased};
 use hv_abi::vmbus::packet::GpaDirectHeader;
 use hv_abi::vmbus::version::{FeatureFlags, TargetInfo, VersionResponse};
 use hv_abi::vmbus::{
@@ -271,12 +271,16 @@ fn disks_come_and_go() {
 
     let report = guest.counters.report("", None).channels["scsi0"];
     assert_eq!((report.requests, report.malformed), (5, 0));
+    assert_eq!(guest.counters.report("", None).vmbus_malformed, 0);
+    guest.post(&MessageHeader::new(MessageType::PAUSE));
+    assert_eq!(guest.counters.report("", None).vmbus_malformed, 1);
     assert!(report.host_signals > 0 && report.bytes_read >= 1024 + 96 + 24);
 
     // The controller goes while its channel is open, and comes again.
     guest.bus.revoke(device);
     assert_eq!(guest.message::<RescindChannelOffer>().channel_id, ChannelId(1));
     guest.bus.offer(controller.clone()).unwrap();
+    guest.post(&RelidReleased { channel_id: ChannelId(1), ..RelidReleased::empty() });
     let offer = guest.message::<OfferChannel>();
     assert_ne!(offer.channel_id, ChannelId(1));
     let mut open = guest.open(offer.channel_id, 0x500);

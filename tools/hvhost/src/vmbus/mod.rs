@@ -181,7 +181,9 @@ impl Bus {
             return HvStatus::INVALID_CONNECTION_ID;
         }
         let mut state = self.lock();
+        let before = state.0.malformed();
         state.0.message(port, payload);
+        self.counters.vmbus_malformed(state.0.malformed() - before);
         self.act(&mut state);
         HvStatus::SUCCESS
     }
@@ -225,12 +227,6 @@ impl Bus {
     /// Memory the guest has shown to a channel.
     pub(crate) fn gpadl(&self, channel: ChannelId, id: GpadlId) -> Option<Arc<Gpadl>> {
         self.lock().0.gpadl(channel, id)
-    }
-
-    /// Messages dropped because they made no sense.
-    #[must_use]
-    pub fn malformed(&self) -> u64 {
-        self.lock().0.malformed()
     }
 
     /// Does what the server wants.

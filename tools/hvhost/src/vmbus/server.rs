@@ -177,9 +177,7 @@ impl Server {
             teardown: None,
         };
         self.channels.insert(id, channel);
-        if let Connection::Connected(Link { offers_sent: true, .. }) = self.connection {
-            self.tell(id);
-        }
+        self.tell_all();
         Some(id)
     }
 
@@ -255,12 +253,32 @@ impl Server {
         }
     }
 
+    /// Tells the guest of a channel, once the guest is done with one of the same name
+    /// that was revoked.
     fn tell(&mut self, id: ChannelId) {
-        let Some(channel) = self.channels.get_mut(&id) else { return };
-        if !std::mem::replace(&mut channel.told, true) {
-            let offer = channel.offer;
-            self.send(&offer);
+        let Some(channel) = self.channels.get(&id) else { return };
+        let (offer, told) = (channel.offer, channel.told);
+        let lingers = |c: &Channel| {
+            c.revoked
+                && c.offer.interface_instance == offer.interface_instance
+                && c.offer.interface_type == offer.interface_type
+                && c.offer.sub_channel_index == offer.sub_channel_index
+        };
+        if told || self.channels.values().any(lingers) {
+            return;
         }
+        if let Some(channel) = self.channels.get_mut(&id) {
+            channel.told = true;
+        }
+        self.send(&offer);
+    }
+
+    /// Tells the guest of all channels it can be told of, once it has asked.
+    fn tell_all(&mut self) {
+        let Connection::Connected(Link { offers_sent: true, .. }) = self.connection else { return };
+        let ids: Vec<_> =
+            self.channels.iter().filter(|(_, c)| !c.revoked).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.tell(id));
     }
 
     /// A message of the guest's, posted to `port`.
@@ -368,11 +386,7 @@ impl Server {
             return None;
         }
         self.connection = Connection::Connected(Link { offers_sent: true, ..link });
-        let ids: Vec<_> =
-            self.channels.iter().filter(|(_, c)| !c.revoked).map(|(id, _)| *id).collect();
-        for id in ids {
-            self.tell(id);
-        }
+        self.tell_all();
         self.send(&MessageHeader::new(MessageType::ALL_OFFERS_DELIVERED));
         Some(())
     }
@@ -455,6 +469,7 @@ impl Server {
         }
         if revoked {
             self.rescind(id);
+            self.tell_all();
         }
         if let Connection::Leaving(link, next) = self.connection {
             self.left(link, next);
@@ -505,6 +520,8 @@ impl Server {
         if self.channels.get(&id)?.state == ChannelState::Closed {
             self.channels.remove(&id);
         }
+        // One of the same name may have waited for this.
+        self.tell_all();
         Some(())
     }
 

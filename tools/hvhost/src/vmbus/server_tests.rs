@@ -213,7 +213,9 @@ fn revoked_channels_are_rescinded_when_closed() {
     assert_eq!(s.malformed(), malformed, "guests close what was rescinded");
     let next = s.offer(1, &offer()).unwrap();
     assert_ne!(next, id, "the number is still the guest's");
-    say(&mut s, &RelidReleased { channel_id: id, ..RelidReleased::empty() });
+    assert!(s.take_actions().is_empty(), "so is the name");
+    let actions = say(&mut s, &RelidReleased { channel_id: id, ..RelidReleased::empty() });
+    assert_eq!(sent::<OfferChannel>(&actions)[0].channel_id, next);
     assert_eq!(s.offer(2, &offer()), Some(id));
     // One the guest never saw just goes.
     let mut s = server();

@@ -180,7 +180,19 @@ fn dsdt() -> Sdt {
             &Name::new(Path::new("_HID"), &"VMBus"),
             &Name::new(Path::new("_UID"), &0u8),
             &Name::new(Path::new("_STA"), &0xfu8),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(Vec::new())),
+        ],
+    ));
+    // Guests look for the window at the device's parent, where Hyper-V has it. Linux
+    // before 6.3 walks on to the root of the tree when it is not there, and crashes.
+    let vmbus = Raw(vmbus);
+    let vmbus = bytes(&Device::new(
+        Path::new("VMOD"),
+        vec![
+            &Name::new(Path::new("_HID"), &"ACPI0004"),
+            &Name::new(Path::new("_UID"), &0u8),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&window])),
+            &vmbus,
         ],
     ));
     let [irq1, irq2] = COM_IRQ;
@@ -266,6 +278,7 @@ mod tests {
     fn dsdt_names_what_guests_look_for() {
         let dsdt = bytes(&dsdt());
         let has = |text: &[u8]| dsdt.windows(text.len()).any(|w| w == text);
+        assert!(has(b"VMOD") && has(b"ACPI0004\0"));
         assert!(has(b"\\_S5_") && has(b"VMBus\0") && has(b"VMBS") && has(b"COM1") && has(b"COM2"));
         // Package of four: 5, 5, 0, 0.
         assert!(has(&[0x12, 0x08, 0x04, 0x0a, 0x05, 0x0a, 0x05, 0x00, 0x00]));

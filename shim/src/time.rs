@@ -256,10 +256,11 @@ pub fn set_timer(cpu: &Cpu, deadline_ns: Option<u64>) {
     arm(cpu);
 }
 
-/// Sets the devices' deadline on this processor, or clears it.
+/// Sets the devices' deadline on this processor, or clears it. A timer that is armed for earlier
+/// stays so, and finds nothing to do: the deadlines of requests move with each of them.
 pub fn set_device_timer(cpu: &Cpu, deadline_ns: Option<u64>) {
-    if cpu.device_deadline.get() != deadline_ns {
-        cpu.device_deadline.set(deadline_ns);
+    cpu.device_deadline.set(deadline_ns);
+    if deadline_ns.is_some_and(|ns| cpu.armed.get().is_none_or(|armed| ns < armed)) {
         arm(cpu);
     }
 }

@@ -1,9 +1,8 @@
-//! Benchmarks. `bench micro` is the project's yardstick: what kernel operations
+//! `bench micro` is the project's yardstick: what kernel operations
 //! cost in guest instructions, natively, under real Xen and under the shim, by
 //! the same program on the same kernel on the same emulated processor.
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
 use pontoon::artefact::{Artefact, LINUX, workspace};
 use pontoon::cleanup::Scratch;
 use pontoon::host::{Input, Machine};
@@ -41,15 +40,9 @@ mount -t sysfs sysfs /sys
 poweroff -f
 ";
 
-#[derive(Parser)]
-#[command(name = "cargo xtask bench")]
-enum Options {
-    /// Kernel operations in guest instructions.
-    Micro(Micro),
-}
-
-#[derive(Parser)]
-struct Micro {
+/// Options of `bench micro`.
+#[derive(clap::Args)]
+pub struct Micro {
     /// Debian kernel to measure: a suite, or suite:release.
     #[arg(long, default_value = "bookworm")]
     kernel: String,
@@ -87,16 +80,8 @@ impl Place {
 /// Figures of one place, in the order they were printed.
 type Figures = Vec<(String, f64)>;
 
-/// Runs the benchmark the first word names.
-pub fn run(rest: Vec<String>) -> Result<()> {
-    let words = std::iter::once("cargo xtask bench".to_owned()).chain(rest);
-    match Options::try_parse_from(words) {
-        Ok(Options::Micro(options)) => micro(&options),
-        Err(error) => error.exit(),
-    }
-}
-
-fn micro(options: &Micro) -> Result<()> {
+/// Boots the kernel in all places and prints the table.
+pub fn run(options: &Micro) -> Result<()> {
     let kernel = Kernel::get(&options.kernel)?;
     let dir = Scratch::new()?;
     let initrd = dir.path().join("initrd");

@@ -59,7 +59,7 @@ pub struct Options {
     /// A disk: FILE[,ro][,sector=4096][,scsi=C:L][,dvd][,direct=on|off][,format=raw|vhd].
     #[arg(long, value_name = "FILE[,…]")]
     pub disk: Vec<DiskOptions>,
-    /// A fault: [scsi=C:L,][op=OP,][sectors=N-M,][times=N,] and error, delay=MS or short.
+    /// A fault: `[scsi=C:L,][op=OP,][sectors=N-M,][times=N,]` and error, delay=MS or short.
     #[arg(long, value_name = "SPEC")]
     pub disk_fault: Vec<Fault>,
     /// SCSI controllers, 0 to 8 [default: as many as the disks need].

@@ -101,13 +101,7 @@ impl Image {
         let mut parts = vec![SCRIPT, &self.suite, &table, &size];
         parts.extend(PACKAGES);
         parts.extend(self.packages.iter().map(String::as_str));
-        // FNV-1a.
-        parts
-            .iter()
-            .flat_map(|part| part.bytes().chain([0]))
-            .fold(0xcbf2_9ce4_8422_2325, |hash, b| {
-                (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
-            })
+        recipe_key(&parts)
     }
 
     fn build(&self, table: &str, work: &Path) -> Result<()> {
@@ -161,13 +155,22 @@ impl Image {
     }
 }
 
+/// FNV-1a of the parts of a recipe: what is made by another has another name in the
+/// cache.
+pub(crate) fn recipe_key(parts: &[&str]) -> u64 {
+    parts
+        .iter()
+        .flat_map(|part| part.bytes().chain([0]))
+        .fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
 fn is_root() -> Result<bool> {
     use std::os::unix::fs::MetadataExt;
     // The owner of a process is the owner of its directory in /proc.
     Ok(fs::metadata("/proc/self").context("/proc/self")?.uid() == 0)
 }
 
-fn done_output(command: &mut Command) -> Result<std::process::Output> {
+pub(crate) fn done_output(command: &mut Command) -> Result<std::process::Output> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).output().with_context(|| format!("{program} cannot be run"))
 }

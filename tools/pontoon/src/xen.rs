@@ -43,19 +43,23 @@ pub fn run(
     quiet: bool,
     output: &mut dyn FnMut(&[u8]),
 ) -> Result<Outcome> {
-    let initrd = machine.initrd.as_ref().context("a dom0 here needs an initrd")?;
     let level = if quiet { "loglvl=none guest_loglvl=none" } else { "loglvl=all" };
-    let append =
-        format!("console=com1 com1=115200,8n1 dom0=pv dom0_mem={}M {level}", machine.memory_mib);
+    let all = as_dom0(machine, &format!("console=com1 com1=115200,8n1 {level}"))?;
+    qemu.run(&all, &Input::default(), output)
+}
+
+/// The machine that boots Xen, with `options` for Xen itself, and `machine` as its
+/// PV dom0 with all of the memory that one has.
+pub fn as_dom0(machine: &Machine, options: &str) -> Result<Machine> {
+    let initrd = machine.initrd.as_ref().context("a dom0 here needs an initrd")?;
     // QEMU takes "file arguments,file" and wants commas in arguments doubled.
     let module = format!("{} {}", machine.kernel.display(), machine.append).replace(',', ",,");
     let modules = format!("{module},{}", initrd.display().to_string().replace(',', ",,"));
-    let all = Machine {
+    Ok(Machine {
         kernel: hypervisor()?,
         initrd: Some(modules.into()),
-        append,
+        append: format!("{options} dom0=pv dom0_mem={}M", machine.memory_mib),
         memory_mib: machine.memory_mib + XEN_MIB,
         ..machine.clone()
-    };
-    qemu.run(&all, &Input::default(), output)
+    })
 }

@@ -9,6 +9,8 @@ use crate::operations;
 /// Number and arguments.
 pub type Call = (u64, [u64; 6]);
 
+/// Most grant operations of a call: they fit behind every pointer into the arena.
+const GRANT_OPERATIONS: u32 = 3;
 /// Words of an argument structure that are filled.
 const FILLED_WORDS: u64 = 16;
 
@@ -170,6 +172,9 @@ fn forbidden(&(number, args): &Call) -> bool {
             3 => !generated(&[args[1]; 6]),
             _ => false,
         },
+        // A long list of grant operations would run on through this program, and put its results
+        // there.
+        20 => args[2] as u32 > GRANT_OPERATIONS,
         23 => true,
         // VCPUOP_down.
         24 => command == 2,

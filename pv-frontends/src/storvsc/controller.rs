@@ -41,6 +41,9 @@ pub(super) struct Controller {
     /// The primary channel's first; then those of sub-channels.
     queues: RwLock<Vec<Arc<Queue>>>,
     units: RwLock<Vec<Arc<Unit>>>,
+    /// Units that are gone though the host has requests of theirs: until it answers, or lets the
+    /// channel go, it may read and write their pages.
+    leaving: Mutex<Vec<Arc<Unit>>>,
     /// 1: a reset was sent for late requests; 2: the channel is being closed for them.
     escalation: AtomicU8,
     /// How often the channel was opened again.
@@ -59,6 +62,7 @@ impl Controller {
             scanned: AtomicBool::new(false),
             queues: RwLock::new(Vec::new()),
             units: RwLock::new(Vec::new()),
+            leaving: Mutex::new(Vec::new()),
             escalation: AtomicU8::new(0),
             reopened: AtomicU8::new(0),
             bogus: AtomicU64::new(0),
@@ -128,7 +132,8 @@ impl Controller {
     /// All units are gone.
     pub(super) fn remove_units<S: Sink>(&self, sink: &S) {
         let units = core::mem::take(&mut *self.units.write());
-        for unit in units {
+        let leaving = core::mem::take(&mut *self.leaving.lock());
+        for unit in units.into_iter().chain(leaving) {
             unit.set_gone();
             sink.removed(&unit);
         }
@@ -143,6 +148,30 @@ impl Controller {
                 sink.settled(&unit);
             }
             nr += 1;
+        }
+        self.take_leave(sink);
+    }
+
+    /// Lets those units go whose last requests have ended.
+    fn take_leave<S: Sink>(&self, sink: &S) {
+        let is_used = |unit: &Arc<Unit>| self.queues.read().iter().any(|q| q.has_requests_of(unit));
+        let leaving = self.leaving.lock().clone();
+        for unit in leaving {
+            if is_used(&unit) {
+                if unit.take_unsettled() {
+                    sink.settled(&unit);
+                }
+                continue;
+            }
+            let known = {
+                let mut leaving = self.leaving.lock();
+                let at = leaving.iter().position(|other| Arc::ptr_eq(other, &unit));
+                at.map(|at| leaving.swap_remove(at))
+            };
+            // Another processor may have been quicker.
+            if known.is_some() {
+                sink.removed(&unit);
+            }
         }
     }
 
@@ -339,10 +368,11 @@ impl Controller {
                 _ => {
                     unit.set_gone();
                     self.units.write().retain(|other| !Arc::ptr_eq(other, unit));
-                    sink.removed(unit);
+                    self.leaving.lock().push(Arc::clone(unit));
                 }
             }
         }
+        self.take_leave(sink);
         for (address, info) in found {
             let Some(info) = info else { continue };
             if self.units.read().iter().any(|unit| unit.address() == *address) {

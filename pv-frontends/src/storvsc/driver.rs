@@ -28,8 +28,8 @@ pub trait Sink: Send + Sync + 'static {
     fn added(&self, unit: &Arc<Unit>);
     /// [`Unit::info`] changed: its size, or whether it may be written to.
     fn changed(&self, unit: &Arc<Unit>);
-    /// A unit is gone: it takes no more requests. Those it has will still be completed where the
-    /// host answers them.
+    /// A unit is gone, and so are its requests: each was completed, or fails with its channel,
+    /// which the host has let go. Before that it takes no more.
     fn removed(&self, unit: &Arc<Unit>);
     /// A request ended.
     fn completed(&self, unit: &Arc<Unit>, tag: Tag, result: IoResult);

@@ -192,6 +192,10 @@ impl Queue {
             return Err(SendError::TooLarge);
         }
         let mut slots = self.slots.lock();
+        // Under the lock: after `has_requests_of` a unit that is gone gets no more.
+        if !unit.is_present() {
+            return Err(SendError::Closed);
+        }
         let Some(nr) = slots.free.last().copied() else { return Err(SendError::Full) };
         let first = usize::from(nr) * self.max_spans;
         let mut spans = 0;
@@ -452,6 +456,15 @@ impl Queue {
             }
         }
         owners
+    }
+
+    /// Whether a unit has requests here.
+    pub(super) fn has_requests_of(&self, unit: &Arc<Unit>) -> bool {
+        let is_its = |slot: &Slot| match &slot.pending {
+            Some(Pending { owner: Owner::Unit(owner, _), .. }) => Arc::ptr_eq(owner, unit),
+            _ => false,
+        };
+        self.slots.lock().slots.iter().any(is_its)
     }
 
     /// Writes UNMAP's parameters into a slot's share of the pages.

@@ -351,6 +351,32 @@ fn units_come_and_go() {
 }
 
 #[test]
+fn a_unit_goes_after_its_requests() {
+    let mut bench = Bench::ready();
+    let disk = bench.disk(0);
+    let (gpfn, _) = bench.page();
+    let io = Io { operation: Op::Read, sector: 0, segments: &[segment(gpfn, 0, 512)] };
+    bench.host.faults.push_back(Fault::Keep);
+    assert_eq!(disk.submit(0, &io, Tag(1)), Submitted::Accepted);
+    disk.commit(0);
+    bench.run();
+    bench.host.media.remove(&0);
+    bench.host.enumerate(&bench.bus, PRIMARY);
+    bench.run();
+    // The host may still write to the page.
+    assert_eq!(*bench.notes.removed.lock(), []);
+    assert_eq!(bench.completed(), []);
+    assert_eq!(disk.submit(0, &io, Tag(2)), Submitted::Failed(IoError::Removed));
+    // It answers when it is asked to give up.
+    for seconds in [181, 2, 1] {
+        bench.pass(seconds * SECOND);
+    }
+    assert_eq!(bench.completed(), [(1, Err(IoError::Removed))]);
+    assert_eq!(*bench.notes.removed.lock(), [0]);
+    assert_eq!(bench.driver.bogus(), 0);
+}
+
+#[test]
 fn full_queues_push_back() {
     let config = Config { requests: 4, ..Config::default() };
     let media = vec![(0, Medium::disk(4096))];

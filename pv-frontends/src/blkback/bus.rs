@@ -87,7 +87,7 @@ impl<D: BlockDevice> Vbd<D> {
         let number: Path = text(format_args!("{}", self.config.number)).ok_or(StoreError)?;
         let kind = if info.cdrom { "cdrom" } else { "disk" };
         let removable = if info.cdrom || info.removable { "1" } else { "0" };
-        let front = [("virtual-device", number.as_str()), ("device-type", kind)];
+        let front = [("virtual-device", number.as_str()), ("device-type", kind), ("trusted", "1")];
         let back = [
             ("removable", removable),
             ("bootable", "1"),

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
+use spin::RwLockReadGuard;
 use xen_abi::grant_table::{GrantRef, GrantStatus, gtf};
 use xen_abi::mm::DomId;
 use xen_abi::{Mfn, PAGE_SIZE};
@@ -275,6 +276,7 @@ pub(super) fn usable<P: Platform>(
 
 impl Table {
     /// Pins an entry of the guest's (`map_grant_ref`, `acquire_grant_for_copy`).
+    #[inline]
     pub(super) fn acquire<P: Platform>(
         &self,
         dom: &Domain,
@@ -282,7 +284,7 @@ impl Table {
         gref: GrantRef,
         using: Use,
     ) -> Result<Access, GrantStatus> {
-        let shared = self.shared(plat, gref).ok_or(GrantStatus::BAD_GNTREF)?;
+        let shared = self.shared(gref).ok_or(GrantStatus::BAD_GNTREF)?;
         let active = self.active.get(gref.0 as usize).ok_or(GrantStatus::BAD_GNTREF)?;
         let mut active = active.lock();
         let own = using.by == GUEST_DOMID;
@@ -307,15 +309,21 @@ impl Table {
     }
 
     /// Takes pins away.
-    pub(super) fn unpin<P: Platform>(&self, plat: &P, gref: GrantRef, pins: u32, write: bool) {
+    #[inline]
+    pub(super) fn unpin(&self, gref: GrantRef, pins: u32, write: bool) {
         let Some(active) = self.active.get(gref.0 as usize) else { return };
         let mut active = active.lock();
         let now = active.pins();
         // Every counter to be taken from must be there: a release too many changes nothing.
-        let there = (0..32).step_by(8).all(|at| now >> at & 0xff >= pins >> at & 0xff);
+        let has = |at: u32| now >> at & 0xff >= pins >> at & 0xff;
+        let there = match pins {
+            pin::HOST_WRITE => has(0),
+            pin::HOST_READ => has(8),
+            _ => (0..32).step_by(8).all(has),
+        };
         if there {
             active.set_pins(now - pins);
-            active.reduce(self.shared(plat, gref).as_ref(), write);
+            active.reduce(self.shared(gref).as_ref(), write);
         }
     }
 }
@@ -367,7 +375,7 @@ pub fn access<P: Platform>(
     gref: GrantRef,
     write: bool,
 ) -> Result<Access, GrantStatus> {
-    dom.gnttab.table.read().acquire(dom, plat, gref, backend(write, false))
+    open(dom).access(plat, gref, write)
 }
 
 /// As [`access`] for a whole page, as mapping it would do: rings, for instance.
@@ -380,11 +388,58 @@ pub fn map_page<P: Platform>(
     gref: GrantRef,
     write: bool,
 ) -> Result<Mfn, GrantStatus> {
-    let access = dom.gnttab.table.read().acquire(dom, plat, gref, backend(write, true))?;
-    Ok(access.mfn)
+    open(dom).map_page(plat, gref, write)
 }
 
 /// Ends an [`access`] or a [`map_page`].
-pub fn release<P: Platform>(dom: &Domain, plat: &P, gref: GrantRef, write: bool) {
-    dom.gnttab.table.read().unpin(plat, gref, backend(write, false).pins, write);
+pub fn release(dom: &Domain, gref: GrantRef, write: bool) {
+    open(dom).release(gref, write);
+}
+
+/// The table, held against a change of its size or version while several grants are looked at.
+pub struct Grants<'a> {
+    dom: &'a Domain,
+    table: RwLockReadGuard<'a, Table>,
+}
+
+/// Holds the table. Nothing that changes it may be called meanwhile.
+#[must_use]
+pub fn open(dom: &Domain) -> Grants<'_> {
+    Grants { dom, table: dom.gnttab.table.read() }
+}
+
+impl Grants<'_> {
+    /// See [`access`].
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn access<P: Platform>(
+        &self,
+        plat: &P,
+        gref: GrantRef,
+        write: bool,
+    ) -> Result<Access, GrantStatus> {
+        self.table.acquire(self.dom, plat, gref, backend(write, false))
+    }
+
+    /// See [`map_page`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn map_page<P: Platform>(
+        &self,
+        plat: &P,
+        gref: GrantRef,
+        write: bool,
+    ) -> Result<Mfn, GrantStatus> {
+        let access = self.table.acquire(self.dom, plat, gref, backend(write, true))?;
+        Ok(access.mfn)
+    }
+
+    /// See [`release`].
+    #[inline]
+    pub fn release(&self, gref: GrantRef, write: bool) {
+        self.table.unpin(gref, backend(write, false).pins, write);
+    }
 }

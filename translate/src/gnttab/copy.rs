@@ -59,7 +59,7 @@ impl Side {
     fn release<P: Platform>(self, cx: &Ctx<'_, P>) {
         if let Some(gref) = self.held {
             let pins = Self::grant_use(self.write).pins;
-            cx.dom.gnttab.table.read().unpin(cx.plat, gref, pins, self.write);
+            cx.dom.gnttab.table.read().unpin(gref, pins, self.write);
         }
     }
 

@@ -165,7 +165,7 @@ fn map_one<P: Platform>(
     let frame = table.acquire(cx.dom, cx.plat, op.ref_, using)?.mfn;
     if op.flags & gntmap::HOST_MAP != 0 {
         let Some(entry) = slot(cx, op.host_addr, op.flags & gntmap::CONTAINS_PTE != 0) else {
-            table.unpin(cx.plat, op.ref_, pins, write);
+            table.unpin(op.ref_, pins, write);
             return Err(GrantStatus::GENERAL_ERROR);
         };
         entry.store(frame.base().0 | pte_flags(op.flags), Ordering::Relaxed);
@@ -211,7 +211,7 @@ pub(super) fn unmap<P: Platform>(
     }
     let table = cx.dom.gnttab.table.read();
     for unmapped in gone {
-        table.unpin(cx.plat, unmapped.gref, unmapped.pins, unmapped.write);
+        table.unpin(unmapped.gref, unmapped.pins, unmapped.write);
     }
     drop(table);
     result?;

@@ -52,7 +52,7 @@ pub(super) fn setup_table<P: Platform>(cx: &mut Ctx<'_, P>, at: GuestVa, count: 
             if op.nr_frames > table.max_frames() {
                 GrantStatus::GENERAL_ERROR
             } else {
-                table.grow(cx.plat, op.nr_frames);
+                table.grow(op.nr_frames);
                 let frames = table.frames.get(..op.nr_frames as usize).unwrap_or_default();
                 write_frames(cx.plat, op.frame_list, frames)
             }
@@ -125,7 +125,7 @@ pub(super) fn set_version<P: Platform>(cx: &mut Ctx<'_, P>, at: GuestVa) -> HcRe
     let mut op: GnttabSetVersion = cx.plat.read_guest(at).map_err(efault)?;
     let result = {
         let mut table = cx.dom.gnttab.table.write();
-        let result = table.set_version(cx.plat, op.version);
+        let result = table.set_version(op.version);
         op.version = table.version;
         result
     };
@@ -141,7 +141,7 @@ pub(super) fn swap_grant_ref<P: Platform>(
     b: GrantRef,
 ) -> GrantStatus {
     let table = cx.dom.gnttab.table.write();
-    let shared = |gref| table.shared(cx.plat, gref);
+    let shared = |gref| table.shared(gref);
     let (Some(shared_a), Some(shared_b)) = (shared(a), shared(b)) else {
         return GrantStatus::BAD_GNTREF;
     };

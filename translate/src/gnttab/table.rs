@@ -11,7 +11,7 @@ use xen_abi::{Errno, Mfn, PAGE_SIZE};
 
 use super::active::Active;
 use super::{MAX_FRAMES, MAX_POOL, MAX_STATUS_FRAMES};
-use crate::platform::GuestMemory;
+use crate::platform::{GuestMemory, PageWords};
 
 /// What the guest and its backends share, and what is kept about each entry.
 #[derive(Debug)]
@@ -20,6 +20,9 @@ pub(super) struct Table {
     pub(super) frames: ArrayVec<Mfn, MAX_FRAMES>,
     /// Status frames of version 2, all that there can be.
     pub(super) status: ArrayVec<Mfn, MAX_STATUS_FRAMES>,
+    /// What is in them, in the same order: the frames are the table's for good.
+    pages: ArrayVec<&'static PageWords, MAX_FRAMES>,
+    status_pages: ArrayVec<&'static PageWords, MAX_STATUS_FRAMES>,
     /// Frames of entries the guest has.
     pub(super) nr_frames: u32,
     pub(super) version: u32,
@@ -66,10 +69,8 @@ pub(super) const fn status_frames(nr_frames: u32) -> u32 {
     (nr_frames * V2_ENTRIES_PER_PAGE as u32).div_ceil(STATUS_PER_PAGE as u32)
 }
 
-fn clear<'a, M: GuestMemory>(plat: &M, frames: impl Iterator<Item = &'a Mfn>) {
-    for page in frames.filter_map(|mfn| plat.frame(*mfn)) {
-        page.iter().for_each(|word| word.store(0, Ordering::Relaxed));
-    }
+fn clear<'a>(pages: impl Iterator<Item = &'a &'static PageWords>) {
+    pages.flat_map(|page| page.iter()).for_each(|word| word.store(0, Ordering::Relaxed));
 }
 
 impl Table {
@@ -77,6 +78,8 @@ impl Table {
         Self {
             frames: ArrayVec::new_const(),
             status: ArrayVec::new_const(),
+            pages: ArrayVec::new_const(),
+            status_pages: ArrayVec::new_const(),
             nr_frames: 0,
             version: 1,
             active: Vec::new(),
@@ -85,17 +88,25 @@ impl Table {
 
     pub(super) fn set_pool<M: GuestMemory>(&mut self, plat: &M, pool: &[Mfn]) {
         *self = Self::new();
-        let mut nr = pool.len().min(MAX_POOL) as u32;
+        let usable = |mfn: &Mfn| plat.frame(*mfn).map(|page| (*mfn, page));
+        let pool: ArrayVec<_, MAX_POOL> = pool.iter().filter_map(usable).take(MAX_POOL).collect();
+        let mut nr = pool.len() as u32;
         while nr > 0 && nr as usize + status_frames(nr) as usize > pool.len() {
             nr -= 1;
         }
         nr = nr.min(MAX_FRAMES as u32);
         let (frames, rest) = pool.split_at(nr as usize);
-        self.frames.extend(frames.iter().copied().take(MAX_FRAMES));
-        self.status.extend(rest.iter().copied().take(MAX_STATUS_FRAMES));
+        for (mfn, page) in frames.iter().take(MAX_FRAMES) {
+            self.frames.push(*mfn);
+            self.pages.push(page);
+        }
+        for (mfn, page) in rest.iter().take(MAX_STATUS_FRAMES) {
+            self.status.push(*mfn);
+            self.status_pages.push(page);
+        }
         self.active.reserve_exact(nr as usize * V1_ENTRIES_PER_PAGE);
         self.active.resize_with(nr as usize * V1_ENTRIES_PER_PAGE, Active::default);
-        self.grow(plat, 1);
+        self.grow(1);
     }
 
     pub(super) fn max_frames(&self) -> u32 {
@@ -112,34 +123,35 @@ impl Table {
         self.nr_frames * per_page as u32
     }
 
-    pub(super) fn grow<M: GuestMemory>(&mut self, plat: &M, nr_frames: u32) {
+    pub(super) fn grow(&mut self, nr_frames: u32) {
         let old = self.nr_frames as usize;
         let old_status = self.nr_status_frames() as usize;
         self.nr_frames = self.nr_frames.max(nr_frames.min(self.max_frames()));
-        clear(plat, self.frames.iter().take(self.nr_frames as usize).skip(old));
+        clear(self.pages.iter().take(self.nr_frames as usize).skip(old));
         let status = self.nr_status_frames() as usize;
-        clear(plat, self.status.iter().take(status).skip(old_status));
+        clear(self.status_pages.iter().take(status).skip(old_status));
     }
 
     /// The guest's side of an entry; `None` where there is no such entry.
-    pub(super) fn shared<M: GuestMemory>(&self, plat: &M, gref: GrantRef) -> Option<Shared> {
+    #[inline]
+    pub(super) fn shared(&self, gref: GrantRef) -> Option<Shared> {
         const WORDS: usize = PAGE_SIZE as usize / 8;
         if gref.0 >= self.nr_entries() {
             return None;
         }
         let entry = gref.0 as usize;
-        let word = |frames: &[Mfn], index: usize| -> Option<&'static AtomicU64> {
-            plat.frame(*frames.get(index / WORDS)?)?.get(index % WORDS)
+        let word = |pages: &[&'static PageWords], index: usize| -> Option<&'static AtomicU64> {
+            pages.get(index / WORDS).map(|page| &page[index % WORDS])
         };
         if self.version < 2 {
-            return Some(Shared { head: word(&self.frames, entry)?, v2: None });
+            return Some(Shared { head: word(&self.pages, entry)?, v2: None });
         }
         let v2 = SharedV2 {
-            frame: word(&self.frames, entry * 2 + 1)?,
-            status: word(&self.status, entry / 4)?,
+            frame: word(&self.pages, entry * 2 + 1)?,
+            status: word(&self.status_pages, entry / 4)?,
             shift: (entry % 4) as u32 * 16,
         };
-        Some(Shared { head: word(&self.frames, entry * 2)?, v2: Some(v2) })
+        Some(Shared { head: word(&self.pages, entry * 2)?, v2: Some(v2) })
     }
 
     /// Switches the version. All entries but the reserved ones are lost; those may be in use.
@@ -147,11 +159,7 @@ impl Table {
     /// # Errors
     /// `EBUSY`: an entry is in use; `EAGAIN`: part of a page is, which version 1 cannot say;
     /// `ERANGE`: nor can it say what a reserved entry says; `ENOMEM`; `EINVAL`: no such version.
-    pub(super) fn set_version<M: GuestMemory>(
-        &mut self,
-        plat: &M,
-        version: u32,
-    ) -> Result<(), Errno> {
+    pub(super) fn set_version(&mut self, version: u32) -> Result<(), Errno> {
         if version != 1 && version != 2 {
             return Err(Errno::EINVAL);
         }
@@ -171,15 +179,15 @@ impl Table {
         }
         let mut kept = [Kept::default(); NR_RESERVED_ENTRIES as usize];
         for (gref, kept) in (0..).map(GrantRef).zip(&mut kept) {
-            if let Some(shared) = self.shared(plat, gref) {
+            if let Some(shared) = self.shared(gref) {
                 *kept = Kept::read(&shared)?;
             }
         }
-        clear(plat, self.frames.iter().take(self.nr_frames as usize));
+        clear(self.pages.iter().take(self.nr_frames as usize));
         self.version = version;
-        clear(plat, self.status.iter().take(self.nr_status_frames() as usize));
+        clear(self.status_pages.iter().take(self.nr_status_frames() as usize));
         for (gref, kept) in (0..).map(GrantRef).zip(&kept) {
-            if let Some(shared) = self.shared(plat, gref) {
+            if let Some(shared) = self.shared(gref) {
                 kept.write(&shared);
             }
         }

@@ -85,7 +85,7 @@ pub(super) fn transfer<P: Platform>(cx: &mut Ctx<'_, P>, op: &mut GnttabTransfer
 /// The guest gives itself a page, under another number.
 fn to_own<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn, gref: GrantRef) -> Result<(), GrantStatus> {
     let table = cx.dom.gnttab.table.read();
-    let shared = table.shared(cx.plat, gref).ok_or(GrantStatus::GENERAL_ERROR)?;
+    let shared = table.shared(gref).ok_or(GrantStatus::GENERAL_ERROR)?;
     if !fits(&table, mfn) {
         return Err(GrantStatus::ADDRESS_TOO_BIG);
     }
@@ -107,7 +107,7 @@ pub fn transfer_to_guest<P: Platform>(
     fill: impl FnOnce(&PageWords),
 ) -> Result<Mfn, GrantStatus> {
     let table = dom.gnttab.table.read();
-    let shared = table.shared(plat, gref).ok_or(GrantStatus::GENERAL_ERROR)?;
+    let shared = table.shared(gref).ok_or(GrantStatus::GENERAL_ERROR)?;
     let room = |pages: u64| (pages < dom.max_pages).then(|| pages + 1);
     if dom.nr_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
         return Err(GrantStatus::GENERAL_ERROR);

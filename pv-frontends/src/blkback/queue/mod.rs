@@ -14,7 +14,7 @@ mod pool;
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
-use translate::gnttab;
+use translate::gnttab::{self, Grants};
 use translate::platform::Platform;
 use xen_abi::grant_table::GrantRef;
 use xen_abi::io::blkif::{
@@ -175,7 +175,7 @@ impl Queue {
             }
             Err(bogus) => {
                 for gref in connection.grefs.iter().take(pinned) {
-                    gnttab::release(env.dom, env.plat, *gref, true);
+                    gnttab::release(env.dom, *gref, true);
                 }
                 Err(bogus)
             }
@@ -215,7 +215,7 @@ impl Queue {
     pub(super) fn disconnect<P: Platform>(&mut self, env: &Env<'_, P>) -> Option<u32> {
         let ring = self.ring.take()?;
         for gref in &ring.grefs {
-            gnttab::release(env.dom, env.plat, *gref, true);
+            gnttab::release(env.dom, *gref, true);
         }
         Some(ring.port)
     }
@@ -376,11 +376,12 @@ impl Queue {
         index: u16,
         nr_segments: u16,
     ) -> Option<u64> {
+        let grants = gnttab::open(env.dom);
         match &request.kind {
             Kind::Direct { segments, .. } => {
                 let mut sectors = 0;
                 for segment in segments.iter().take(nr_segments.into()) {
-                    sectors += self.pin_segment(env, info, index, segment)?;
+                    sectors += self.pin_segment(env, &grants, info, index, segment)?;
                 }
                 Some(sectors)
             }
@@ -389,7 +390,7 @@ impl Queue {
                 let mut left = usize::from(nr_segments);
                 for page in pages.iter().take(left.div_ceil(SEGMENTS_PER_INDIRECT_PAGE)) {
                     let part = left.min(SEGMENTS_PER_INDIRECT_PAGE);
-                    sectors += self.pin_indirect(env, info, index, *page, part)?;
+                    sectors += self.pin_indirect(env, &grants, info, index, *page, part)?;
                     left -= part;
                 }
                 Some(sectors)
@@ -402,12 +403,13 @@ impl Queue {
     fn pin_indirect<P: Platform>(
         &mut self,
         env: &Env<'_, P>,
+        grants: &Grants<'_>,
         info: &DeviceInfo,
         index: u16,
         page: GrantRef,
         nr_segments: usize,
     ) -> Option<u64> {
-        let mfn = gnttab::map_page(env.dom, env.plat, page, false).ok()?;
+        let mfn = grants.map_page(env.plat, page, false).ok()?;
         let words = env.plat.frame(mfn);
         let sectors = words.and_then(|words| {
             let mut sectors = 0;
@@ -419,17 +421,19 @@ impl Queue {
                     last_sect: (word >> 40) as u8,
                     pad: 0,
                 };
-                sectors += self.pin_segment(env, info, index, &segment)?;
+                sectors += self.pin_segment(env, grants, info, index, &segment)?;
             }
             Some(sectors)
         });
-        gnttab::release(env.dom, env.plat, page, false);
+        grants.release(page, false);
         sectors
     }
 
+    #[inline]
     fn pin_segment<P: Platform>(
         &mut self,
         env: &Env<'_, P>,
+        grants: &Grants<'_>,
         info: &DeviceInfo,
         index: u16,
         segment: &BlkifSegment,
@@ -437,9 +441,9 @@ impl Queue {
         let (offset, len) = request::check_segment(info, segment)?;
         let slot = self.slots.get_mut(usize::from(index))?;
         let to = self.segments.get_mut(usize::from(slot.pinned))?;
-        let access = gnttab::access(env.dom, env.plat, segment.gref, slot.write_grants).ok()?;
+        let access = grants.access(env.plat, segment.gref, slot.write_grants).ok()?;
         if !self.grants.push(&mut slot.grants, segment.gref) {
-            gnttab::release(env.dom, env.plat, segment.gref, slot.write_grants);
+            grants.release(segment.gref, slot.write_grants);
             return None;
         }
         slot.pinned += 1;
@@ -482,9 +486,11 @@ impl Queue {
     /// Lets go of a request's pages, frees its slot and answers it.
     fn answer<P: Platform>(&mut self, env: &Env<'_, P>, index: u16, status: BlkifStatus) {
         let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
+        let grants = gnttab::open(env.dom);
         while let Some(gref) = self.grants.pop(&mut slot.grants) {
-            gnttab::release(env.dom, env.plat, gref, slot.write_grants);
+            grants.release(gref, slot.write_grants);
         }
+        drop(grants);
         let (id, operation) = (slot.id, slot.operation);
         *slot = Slot { next: self.free, sequence: slot.sequence, ..FREE };
         self.free = index;

@@ -16,6 +16,7 @@ fn what_the_toolstack_writes() {
     );
     assert_eq!((back("multi-queue-max-queues").as_str(), w.back_state()), ("4", 2));
     assert_eq!(w.store.front("virtual-device").unwrap(), std::format!("{XVDA}"));
+    assert_eq!(w.store.front("trusted").as_deref(), Some("1"));
     assert_eq!(w.store.front("device-type").unwrap(), "disk");
     let path = w.vbd.watched().unwrap();
     assert_eq!(path.as_str(), "/local/domain/1/device/vbd/51712/state");

@@ -182,7 +182,7 @@ proptest! {
                 }
                 Step::Release { gref, write } => {
                     model.release(gref, write);
-                    release(&m.dom, &m.plat, GrantRef(gref as u32), write);
+                    release(&m.dom, GrantRef(gref as u32), write);
                 }
             }
             model.check(&m);
@@ -208,11 +208,11 @@ fn what_is_pinned_stays() {
     assert_eq!(op(&mut m, GnttabOp::SWAP_GRANT_REF, &[8 << 32 | 9, 0]), ret(0));
     assert_eq!(word(&m, 1) as i16, -12);
     for _ in 0..5 {
-        release(&m.dom, &m.plat, GrantRef(9), true);
+        release(&m.dom, GrantRef(9), true);
     }
     assert_eq!(m.plat.peek(va(40).add(72)) as u16, gtf::PERMIT_ACCESS);
     assert_eq!(op(&mut m, GnttabOp::SET_VERSION, &[2]), ret(0));
-    release(&m.dom, &m.plat, GrantRef(u32::MAX), true);
+    release(&m.dom, GrantRef(u32::MAX), true);
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn reserved_entries_stay_pinned_over_a_switch() {
         let found = (m.plat.peek(va(48)) >> 16) as u16;
         assert!(version == 1 || found == status);
     }
-    release(&m.dom, &m.plat, GrantRef(1), true);
+    release(&m.dom, GrantRef(1), true);
     assert_eq!(m.plat.peek(va(48)), 0);
     // Part of a page cannot be held by a version 1 entry.
     m.plat.poke(va(40).add(16), u64::from(gtf::PERMIT_ACCESS | gtf::SUB_PAGE) | 8 << 32 | 16 << 48);
@@ -233,7 +233,7 @@ fn reserved_entries_stay_pinned_over_a_switch() {
     assert_eq!(part, Ok(Access { mfn: mfn(10), offset: 8, len: 16 }));
     assert_eq!(map_page(&m.dom, &m.plat, GrantRef(1), false), Err(GrantStatus::GENERAL_ERROR));
     assert_eq!(op(&mut m, GnttabOp::SET_VERSION, &[1]), Err(Errno::EAGAIN));
-    release(&m.dom, &m.plat, GrantRef(1), false);
+    release(&m.dom, GrantRef(1), false);
     assert_eq!(op(&mut m, GnttabOp::SET_VERSION, &[1]), ret(0));
 }
 
@@ -245,9 +245,9 @@ fn counters_do_not_overflow() {
     assert!((0..128).all(|_| get(false).is_ok()));
     assert_eq!(get(false), Err(GrantStatus::GENERAL_ERROR));
     assert!(get(true).is_ok());
-    (0..128).for_each(|_| release(&m.dom, &m.plat, GrantRef(3), false));
+    (0..128).for_each(|_| release(&m.dom, GrantRef(3), false));
     assert_eq!(m.plat.peek(va(40).add(24)) as u16, gtf::PERMIT_ACCESS | IN_USE);
-    release(&m.dom, &m.plat, GrantRef(3), true);
+    release(&m.dom, GrantRef(3), true);
     assert_eq!(m.plat.peek(va(40).add(24)) as u16, gtf::PERMIT_ACCESS);
 }
 
@@ -259,7 +259,7 @@ fn the_l4_in_use_is_not_written() {
     grant(&m, 3, gtf::PERMIT_ACCESS, 10);
     assert!(access(&m.dom, &m.plat, GrantRef(3), false).is_ok());
     assert_eq!(access(&m.dom, &m.plat, GrantRef(3), true), Err(GrantStatus::GENERAL_ERROR));
-    release(&m.dom, &m.plat, GrantRef(3), false);
+    release(&m.dom, GrantRef(3), false);
     assert_eq!(m.plat.peek(va(40).add(24)) as u16, gtf::PERMIT_ACCESS);
 }
 

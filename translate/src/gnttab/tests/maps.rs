@@ -207,5 +207,5 @@ fn continuations() {
     assert_eq!(m.plat.peek(va(40).add(8 * 8)), 0);
     // 300 unmappings of nothing, with a fault in the middle.
     assert_eq!(call(&mut m, 1, va(62).0, 400), Err(Errno::EFAULT));
-    release(&m.dom, &m.plat, GrantRef(0), true);
+    release(&m.dom, GrantRef(0), true);
 }

@@ -56,7 +56,7 @@ fn run(v2: bool) {
                     for _ in 0..8 {
                         assert!(live[gref as usize].load(Ordering::SeqCst), "taken back, yet held");
                     }
-                    release(dom, plat, gref32, write);
+                    release(dom, gref32, write);
                     got += 1;
                 }
                 got

@@ -5,9 +5,12 @@
 //! Every feature word is the processor's and a mask. The masks are what Xen offers a PV guest by
 //! default (the `A` features of `xen/include/public/arch-x86/cpufeatureset.h`), less what the
 //! shim does not provide:
-//! - MCE, MCA: no machine checks are passed on;
 //! - IBRS, IBPB, STIBP, SSBD, PSFD, SBPB, ARCH_CAPABILITIES: their MSRs are not passed on;
 //! - DBEXT: its address-mask MSRs are not.
+//!
+//! MCE and MCA are shown as Xen shows them, with no banks to report in, since no machine checks are
+//! passed on. On AMD's processors SEP is hidden: outside of legacy mode they have no SYSENTER
+//! (`init_amd`).
 //!
 //! The invariant TSC is shown where it is true, as Xen shows it to a domain that does not migrate
 //! (`init_dom0_cpuid_policy`, pv-shim's guest included), and TSC_ADJUST with it: docs/time.md says
@@ -25,7 +28,7 @@ use crate::platform::{CpuidResult, Platform};
 use crate::version::VERSION;
 
 /// Leaf 1 EDX, and the common features of 0x80000001 EDX.
-const MASK_1D: u32 = 0x1fc9_8b75;
+const MASK_1D: u32 = 0x1fc9_cbf5;
 /// Leaf 1 ECX.
 const MASK_1C: u32 = 0xf6d8_3203;
 /// Leaf 0x80000001 EDX.
@@ -56,6 +59,13 @@ const MASK_E8B: u32 = 0x2400_0005;
 const MASK_E21A: u32 = 0x2000_0064;
 /// Features of leaf 1 EDX that AMD repeats in 0x80000001 EDX.
 const COMMON_1D: u32 = 0x0183_f3ff;
+
+/// Leaf 1 EDX.
+const SEP: u32 = 1 << 11;
+/// Leaf 0x80000008 EAX, width of physical addresses; and 48 bits of linear ones, as page tables
+/// of four levels have, whatever the processor has.
+const PHYSICAL_BITS: u32 = 0xff;
+const LINEAR_BITS_48: u32 = 48 << 8;
 
 const HYPERVISOR: u32 = 1 << 31;
 const XSAVE: u32 = 1 << 26;
@@ -183,7 +193,7 @@ fn leaf_1<P: Platform>(cx: &Ctx<'_, P>, hardware: &CpuidResult, kernel: bool) ->
         eax: hardware.eax & 0x0fff_0fff,
         ebx: hardware.ebx & 0x00ff_ffff,
         ecx,
-        edx: hardware.edx & MASK_1D,
+        edx: hardware.edx & if vendor(cx) == Vendor::Amd { MASK_1D & !SEP } else { MASK_1D },
     }
 }
 
@@ -274,7 +284,7 @@ fn extended<P: Platform>(cx: &Ctx<'_, P>, leaf: u32) -> CpuidResult {
         6 => CpuidResult { ecx: hardware.ecx, ..ZERO },
         7 => CpuidResult { edx: if has_invariant_tsc(cx) { ITSC } else { 0 }, ..ZERO },
         8 => CpuidResult {
-            eax: hardware.eax & 0xffff,
+            eax: hardware.eax & PHYSICAL_BITS | LINEAR_BITS_48,
             ebx: hardware.ebx & MASK_E8B,
             ecx: if amd { hardware.ecx & 0x0003_f0ff } else { 0 },
             edx: 0,
@@ -308,8 +318,8 @@ fn xen<P: Platform>(cx: &Ctx<'_, P>, leaf: u32, subleaf: u32) -> CpuidResult {
             let rdtscp = cx.plat.cpuid(0x8000_0001, 0).edx >> 27 & 1 == 1;
             let reliable = if scale.stable { XEN_CPUID_HOST_TSC_RELIABLE } else { 0 };
             let rdtscp = if rdtscp { XEN_CPUID_RDTSCP_INSTR_AVAIL } else { 0 };
-            // EBX: mode 0, not emulated; EDX: never migrated.
-            CpuidResult { eax: reliable | rdtscp, ebx: 0, ecx: scale.khz, edx: 0 }
+            // EBX: mode 0, not emulated; EDX: the incarnation, 1 for a domain never migrated.
+            CpuidResult { eax: reliable | rdtscp, ebx: 0, ecx: scale.khz, edx: 1 }
         }
         (3, 1) => {
             let scale = cx.plat.tsc_scale();

@@ -484,7 +484,7 @@ fn xen_leaves() {
     let mut machine = machine();
     assert_eq!(guest_cpuid(&mut machine, 0x4000_0001, 0), [4 << 16 | 17, 0, 0, 0]);
     assert_eq!(guest_cpuid(&mut machine, 0x4000_0002, 0), [1, 0x4000_0000, 1, 0]);
-    assert_eq!(guest_cpuid(&mut machine, 0x4000_0003, 0), [2, 0, 1_000_000, 0]);
+    assert_eq!(guest_cpuid(&mut machine, 0x4000_0003, 0), [2, 0, 1_000_000, 1]);
     assert_eq!(guest_cpuid(&mut machine, 0x4000_0003, 1), [0, 0, 0x8000_0000, 1]);
     assert_eq!(guest_cpuid(&mut machine, 0x4000_0003, 2), [1_000_000, 0, 0, 0]);
     assert_eq!(guest_cpuid(&mut machine, 0x4000_0004, 0), [0; 4]);
@@ -503,11 +503,10 @@ fn hidden_features() {
         let [max, ..] = guest_cpuid(&mut machine, 0, 0);
         assert_eq!(max, 0xd);
         let [_, ebx, ecx, edx] = guest_cpuid(&mut machine, 1, 0);
-        // PSE, MCE, MTRR, PGE, MCA, PSE36, DS, TM.
-        assert_eq!(
-            edx & (1 << 3 | 1 << 7 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21 | 1 << 29),
-            0
-        );
+        // PSE, MTRR, PGE, PSE36, DS, TM; MCE, MCA.
+        assert_eq!(edx & (1 << 3 | 1 << 12 | 1 << 13 | 1 << 17 | 1 << 21 | 1 << 29), 0);
+        assert_eq!(edx & (1 << 7 | 1 << 14), 1 << 7 | 1 << 14);
+        assert_eq!(edx >> 11 & 1, u32::from(vendor == b"GenuineIntel"), "SEP");
         // MONITOR, VMX, SMX, PDCM, PCID, x2APIC, TSC deadline.
         assert_eq!(ecx & (1 << 3 | 1 << 5 | 1 << 6 | 1 << 15 | 1 << 17 | 1 << 21 | 1 << 24), 0);
         // XSAVE, OSXSAVE, AVX, hypervisor; APIC id 0.
@@ -534,6 +533,9 @@ fn hidden_features() {
             assert_eq!(guest_cpuid(&mut machine, leaf, 0), [0; 4], "{leaf:#x}");
         }
         assert_eq!(guest_cpuid(&mut machine, 0x8000_0007, 0), [0; 4]);
+        // Physical addresses are the processor's, linear ones have four levels of tables.
+        cpuid_leaf(&machine, 0x8000_0008, 0, [0x0023_392e, 0, 0, 0]);
+        assert_eq!(guest_cpuid(&mut machine, 0x8000_0008, 0)[0], 0x302e);
     }
 }
 

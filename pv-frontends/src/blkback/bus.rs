@@ -270,13 +270,14 @@ impl<D: BlockDevice> Vbd<D> {
     }
 
     /// The device was taken away. Nothing of its requests may reach the guest's memory any more:
-    /// what has not completed fails, and the frontend is asked to close.
+    /// what has not completed fails, as does what still comes, and the frontend is asked to close.
     pub fn remove<P: Platform, S: Stores>(&self, env: &Env<'_, P>, stores: &S) {
         let mut bus = self.bus.lock();
         bus.removed = true;
         for (number, queue) in (0..).zip(&self.queues) {
             queue.lock().give_up(env);
-            self.run(env, number, queue);
+            let more = (0..=Queue::PASSES).all(|_| self.run(env, number, queue));
+            self.unsettled.fetch_or(more, Ordering::Release);
         }
         let _ = stores.with(|store| self.back(store)?.write("online", format_args!("0")));
         self.set_state(&mut bus, stores, XenbusState::CLOSING);

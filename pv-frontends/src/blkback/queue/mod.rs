@@ -86,6 +86,8 @@ pub(super) struct Queue {
     uncommitted: bool,
     /// The device answered a flush with "unsupported".
     pub(super) flush_unsupported: bool,
+    /// Every request fails.
+    device_gone: bool,
 }
 
 /// A connected ring.
@@ -133,6 +135,7 @@ impl Queue {
             current: None,
             uncommitted: false,
             flush_unsupported: false,
+            device_gone: false,
         })
     }
 
@@ -220,9 +223,11 @@ impl Queue {
         Some(ring.port)
     }
 
-    /// Fails what is at the device, which is gone: completions that still come mean nothing.
+    /// Fails what is at the device, which is gone: completions that still come mean nothing. What
+    /// is in the ring, and what comes until the frontend closes, fails too: Linux waits for an
+    /// answer to every request before it lets a disk go.
     pub(super) fn give_up<P: Platform>(&mut self, env: &Env<'_, P>) {
-        self.stop();
+        self.device_gone = true;
         self.current = None;
         for index in 0..self.slots.len() {
             if self.slots.get(index).is_some_and(|slot| slot.busy) {
@@ -293,6 +298,10 @@ impl Queue {
         let mut entry = [0; ENTRY_WORDS];
         attached.ring.take(&mut entry);
         let request = attached.layout.parse(&entry);
+        if self.device_gone {
+            self.respond(request.id, request.operation, BlkifStatus::ERROR);
+            return Ok(true);
+        }
         match request::plan(&request, info, self.max_segments) {
             Plan::Answer(status) => self.respond(request.id, request.operation, status),
             Plan::Discard { sectors, secure } => {

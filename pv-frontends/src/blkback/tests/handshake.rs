@@ -171,8 +171,14 @@ fn the_device_goes() {
     w.vbd.remove(&w.env(), &w.store);
     assert_eq!((w.back_state(), w.store.back("online").unwrap().as_str()), (5, "0"));
     let done = front.responses(&mut w);
-    assert!(done.iter().all(|done| done.status == -1) && done.len() == 2, "what was taken fails");
+    assert!(done.iter().all(|done| done.status == -1) && done.len() == 3, "all that was asked");
     assert!(w.take_event(front.port));
+    // So does what comes before the frontend has heard of it.
+    front.transfer(&mut w, BlkifOp::READ, 0, &[page], false);
+    front.flush(&w);
+    let done = front.responses(&mut w);
+    assert!(done.iter().all(|done| done.status == -1) && done.len() == 1, "answered");
+    assert!(w.vbd.device().state().pending.is_empty(), "the device is asked nothing more");
     // A completion that comes too late is nobody's.
     w.vbd.complete(&w.env(), tag, Ok(()));
     w.settle();

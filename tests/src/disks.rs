@@ -1,21 +1,17 @@
 //! The native disk test's initramfs: the storage drivers of a Debian kernel, and
 //! this machine's own partitioning and file system programs.
 
-use anyhow::{Context, Result, bail};
+use crate::parts;
+use anyhow::{Context, Result};
 use pontoon::initramfs::{self, Extra};
-use pontoon::kernel::{Kernel, read_module};
+use pontoon::kernel::Kernel;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 const INIT: &str = include_str!("../e2e/disk-init.sh");
 
 /// Drivers; what they depend on is added.
 const MODULES: [&str; 6] = ["hv_vmbus", "hv_storvsc", "sd_mod", "sr_mod", "ext4", "isofs"];
-
-/// Algorithms older kernels ask for by themselves, with a program an initramfs has
-/// not; newer ones have them built in.
-const ALGORITHMS: [&str; 2] = ["crc32c_generic", "crct10dif_generic"];
 
 /// Programs busybox has not, or not as well.
 const PROGRAMS: [&str; 3] = ["/usr/sbin/sfdisk", "/usr/sbin/mke2fs", "/usr/sbin/blkdiscard"];
@@ -24,44 +20,19 @@ const PROGRAMS: [&str; 3] = ["/usr/sbin/sfdisk", "/usr/sbin/mke2fs", "/usr/sbin/
 pub fn initramfs(kernel: &Kernel, pattern: &[u8]) -> Result<Vec<u8>> {
     let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
     let mut extras = vec![Extra { name: "pattern".into(), data: pattern.to_vec() }];
-    let mut list = String::new();
-    let algorithms = ALGORITHMS.iter().filter_map(|name| kernel.modules(&[name]).ok()).flatten();
-    let mut modules: Vec<PathBuf> = algorithms.collect();
-    modules.extend(kernel.modules(&MODULES)?);
-    let mut seen = BTreeSet::new();
-    for module in modules.into_iter().filter(|module| seen.insert(module.clone())) {
-        let file = module.file_name().unwrap_or_default().to_string_lossy();
-        let name = format!("{}.ko", file.split(".ko").next().unwrap_or_default());
-        extras.push(Extra { name: format!("modules/{name}"), data: read_module(&module)? });
-        list.push_str(&format!("{name}\n"));
-    }
-    extras.push(Extra { name: "modules/list".into(), data: list.into_bytes() });
+    extras.extend(parts::drivers(kernel, &MODULES)?);
     let mut libraries = BTreeSet::new();
     for program in PROGRAMS {
         let name = program.rsplit('/').next().unwrap_or_default();
         // Before busybox's own in the search path.
         extras.push(Extra { name: format!("sbin/{name}"), data: read(Path::new(program))? });
-        libraries.extend(libraries_of(program)?);
+        libraries.extend(parts::libraries_of(program)?);
     }
     for library in libraries {
         let name = library.to_string_lossy().trim_start_matches('/').to_owned();
         extras.push(Extra { name, data: read(&library)? });
     }
     initramfs::build(INIT, &extras)
-}
-
-/// Paths at which the loader looks for a program's libraries.
-fn libraries_of(program: &str) -> Result<Vec<PathBuf>> {
-    let out = Command::new("ldd").arg(program).output().context("ldd")?;
-    if !out.status.success() {
-        bail!("ldd {program}: {}", String::from_utf8_lossy(&out.stderr).trim());
-    }
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    Ok(text
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
-        .map(PathBuf::from)
-        .collect())
 }
 
 /// Lines of a kernel log that complain about storage.

@@ -1,10 +1,13 @@
 //! What the end-to-end tests share: the programs guests run, the initramfs
 //! around them, and what their consoles and kernel logs say.
 
+pub mod dialogue;
 pub mod disks;
 pub mod guests;
 pub mod images;
 pub mod log;
+pub mod parts;
+pub mod records;
 pub mod reference;
 pub mod transcript;
 

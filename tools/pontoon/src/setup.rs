@@ -35,6 +35,7 @@ const TEST: &[Need] = &[
     need("fdisk", "/sbin/sfdisk"),
     need("dosfstools", "/sbin/mkfs.vfat"),
     need("mtools", "/usr/bin/mcopy"),
+    need("fio", "/usr/bin/fio"),
     need("mmdebstrap", "/usr/bin/mmdebstrap"),
 ];
 

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod command;
+mod disks;
 mod test;
 
 use anyhow::Result;
@@ -31,6 +32,8 @@ enum Commands {
     Test(test::Options),
     /// End-to-end boots only.
     E2e(test::E2e),
+    /// Guests with disks only: Debian's own systems, load, power cuts, errors, hot plug.
+    Disks(disks::Options),
     /// Benchmarks; `bench micro` is the yardstick.
     Bench {
         /// The benchmark and its options.
@@ -92,6 +95,7 @@ fn run(command: Commands) -> Result<()> {
         Commands::Check => check::run(),
         Commands::Test(options) => test::run(&options),
         Commands::E2e(options) => test::e2e(&options),
+        Commands::Disks(options) => disks::disks(&options),
         Commands::Bench { rest } => {
             pontoon::setup::for_testing()?;
             bench::run(rest)

@@ -1,6 +1,7 @@
 //! `test`, `e2e`, `fuzz`.
 
 use crate::command::{cargo, cargo_command, run as run_command, workspace};
+use crate::disks;
 use anyhow::{Result, ensure};
 
 /// Options of `test`.
@@ -35,6 +36,9 @@ pub struct E2e {
 /// hypercalls through the hypercall page.
 const EVERY_KERNEL: &str = "bullseye:5.10.0-32,bullseye,bookworm,trixie,sid";
 
+/// The kernels of `--matrix` whose packages have the disk's frontend as a module.
+const DISK_KERNELS: &str = "bullseye,bookworm,trixie";
+
 /// Host tests of all crates, then boots. The boots' summary is the last output.
 pub fn run(options: &Options) -> Result<()> {
     pontoon::setup::for_testing()?;
@@ -46,6 +50,11 @@ pub fn run(options: &Options) -> Result<()> {
             ..E2e::default()
         });
     }
+    disks::disks(&disks::Options {
+        kernel: options.matrix.then(|| DISK_KERNELS.into()),
+        cuts: options.matrix.then_some(20),
+        ..disks::Options::default()
+    })?;
     if options.matrix {
         return boots(&E2e {
             kernel: Some(EVERY_KERNEL.into()),

@@ -1,0 +1,102 @@
+//! What the tests share.
+
+use anyhow::{Context, Result, bail, ensure};
+use pontoon::cleanup::Scratch;
+use pontoon::host::{Host, Input, Machine, Under};
+use pontoon::kernel::Kernel;
+use pontoon::outcome::{Outcome, Status};
+use pontoon_tests::transcript::Transcript;
+use pontoon_tests::{log, reference};
+use std::path::PathBuf;
+
+/// Memory of the largest guest.
+pub const MEMORY_MIB: u64 = 1024;
+
+/// The place guests run in, and one for files; made when first needed.
+#[derive(Default)]
+pub struct Lab {
+    host: Option<Host>,
+    scratch: Option<Scratch>,
+}
+
+impl Lab {
+    /// A file for this run of the tests.
+    pub fn file(&mut self, name: &str) -> Result<PathBuf> {
+        if self.scratch.is_none() {
+            self.scratch = Some(Scratch::new()?);
+        }
+        Ok(self.scratch.as_ref().context("scratch")?.path().join(name))
+    }
+
+    /// Runs a guest under the shim.
+    pub fn run(&mut self, machine: &Machine, output: &mut dyn FnMut(&[u8])) -> Result<Outcome> {
+        self.run_with(machine, &Input::default(), output)
+    }
+
+    /// As [`Self::run`], with a keyboard.
+    pub fn run_with(
+        &mut self,
+        machine: &Machine,
+        input: &Input,
+        output: &mut dyn FnMut(&[u8]),
+    ) -> Result<Outcome> {
+        let dir = self.file("")?;
+        let machine = machine.under_shim(&dir)?;
+        let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
+        let outcome = self.host()?.run(&machine, input, &mut |bytes| {
+            if show {
+                eprint!("{}", String::from_utf8_lossy(bytes));
+            }
+            output(bytes);
+        });
+        if let Some(bundle) = &machine.initrd {
+            std::fs::remove_file(bundle)?;
+        }
+        // No second try: the guest's disks are no longer as they were.
+        if outcome.is_err() {
+            self.host = None;
+        }
+        outcome
+    }
+
+    fn host(&mut self) -> Result<&mut Host> {
+        if self.host.is_none() {
+            let under = match std::env::var("PONTOON_E2E_UNDER").unwrap_or_default().as_str() {
+                "" | "auto" => Under::Auto,
+                "kvm" => Under::Kvm,
+                "nested" => Under::Nested,
+                other => bail!("PONTOON_E2E_UNDER={other}: auto, kvm or nested"),
+            };
+            let (host, why) = Host::choose(under, MEMORY_MIB)?;
+            eprintln!("{why}");
+            self.host = Some(host);
+        }
+        self.host.as_mut().context("a host")
+    }
+}
+
+/// The guest ended as it should; what it said.
+pub fn ended(outcome: &Outcome, wanted: Status) -> Result<Transcript> {
+    let transcript = Transcript::of(outcome);
+    if outcome.status != wanted {
+        let (is, should) = (outcome.status.text(), wanted.text());
+        bail!(
+            "ended by {is}, not by {should}; console:\n{}\nhost:\n{}",
+            transcript.tail(),
+            outcome.errors
+        );
+    }
+    Ok(transcript)
+}
+
+/// The kernel said nothing that `kernel` does not say under real Xen either, or that is
+/// among `more`.
+pub fn nothing_new(transcript: &Transcript, kernel: &Kernel, more: &str) -> Result<()> {
+    let log = transcript.log.as_ref().context("no kernel log")?;
+    let reference = reference::xen_log(kernel, "stress")?;
+    let list = format!("{}\n{more}", include_str!("../../e2e/dmesg-allow.txt"));
+    let allowed = log::parse_allow_list(&list).map_err(anyhow::Error::msg)?;
+    let bad = log::unexplained(log, &reference, &allowed);
+    ensure!(bad.is_empty(), "the kernel says what it does not under Xen:\n{}", bad.join("\n"));
+    Ok(())
+}

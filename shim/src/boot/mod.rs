@@ -27,7 +27,7 @@ pub const KIND_LINUX: u32 = 2;
 const PAGE: u64 = 4096;
 const LARGE_PAGE: u64 = 1 << 21;
 /// Resident heap: what lives as long as the domain and has no fixed place.
-const RESIDENT_HEAP: u64 = (256 << 10)
+const RESIDENT_HEAP: u64 = devices::HEAP_BYTES
     + (translate::gnttab::BOOKKEEPING_BYTES as u64).next_multiple_of(PAGE)
     + (translate::xenstore::DEFAULT_BYTES as u64).next_multiple_of(PAGE);
 /// Frames the ABI shares with the guest: shared_info, and the grant table at its largest.

@@ -173,6 +173,9 @@ pub(super) fn store_changed(env: &Env<'_, Shim<'_>>) -> bool {
         let Some(token) = event.flatten() else { return false };
         if let Some(disk) = u16::try_from(token).ok().and_then(disk) {
             disk.vbd.frontend_changed(env, &Access(env));
+            if disk.vbd.is_unsettled() {
+                AGAIN.store(true, Ordering::Relaxed);
+            }
         }
         reap(env);
     }
@@ -288,18 +291,11 @@ fn attach_unit(env: &Env<'_, Shim<'_>>, unit: &Arc<Unit>) {
         }
     };
     for entry in entries {
-        match entry.source.partition {
-            None => attach_entry(env, unit, entry),
-            Some(number) => {
-                let search = Search::new(unit, entry, number);
-                KNOWN.lock().searches.extend(search);
-                go_on(env);
-            }
-        }
+        attach_entry(env, unit, entry);
     }
 }
 
-/// Makes a vbd of a whole unit.
+/// Makes a vbd of a unit, or begins to look for its partition.
 fn attach_entry(env: &Env<'_, Shim<'_>>, unit: &Arc<Unit>, entry: Entry) {
     match entry.source.partition {
         None => make(env, unit, entry, None),

@@ -32,8 +32,10 @@ use crate::mm::{frames, pool};
 use crate::platform::Shim;
 use crate::{log, time};
 
-/// Pages for rings and what else the host and the shim share.
-pub const POOL_PAGES: u64 = 512;
+/// Pages for rings and what else the host and the shim share: 14 for a controller.
+pub const POOL_PAGES: u64 = 256;
+/// Heap for devices: some 41 KiB for a controller, 14 KiB for a queue of a disk.
+pub const HEAP_BYTES: u64 = 1 << 20;
 
 /// How long the host may take to say what there is, in all.
 const BOOT_LIMIT_NS: u64 = 10_000_000_000;

@@ -55,6 +55,9 @@ enum Commands {
         /// Test the images the tests use instead.
         #[arg(long)]
         check: bool,
+        /// Boot them under the shim, under real Xen, and under the shim again instead.
+        #[arg(long, conflicts_with = "check")]
+        xen: bool,
         /// Suites.
         #[arg(default_values_t = pontoon_tests::images::SUITES.map(str::to_owned))]
         suites: Vec<String>,
@@ -102,7 +105,8 @@ fn run(command: Commands) -> Result<()> {
         }
         Commands::Size => check::size(),
         Commands::Fuzz { seconds, target } => test::fuzz(seconds, target.as_deref()),
-        Commands::Image { check: true, .. } => test::images(),
+        Commands::Image { check: true, .. } => test::images("images"),
+        Commands::Image { xen: true, .. } => test::images("xen"),
         Commands::Image { suites, mbr, size, packages, .. } => {
             let table = if mbr { Table::Mbr } else { Table::Gpt };
             for suite in suites {

@@ -79,10 +79,20 @@ pub fn e2e(options: &E2e) -> Result<()> {
     boots(options)
 }
 
-/// Disk images: built, read, booted.
-pub fn images() -> Result<()> {
+/// Disk images: built, read, booted; by which test.
+pub fn images(test: &str) -> Result<()> {
     pontoon::setup::for_testing()?;
-    cargo(&["test", "--package", "pontoon-tests", "--test", "images", "--", "--include-ignored"])
+    // One emulated machine at a time.
+    cargo(&[
+        "test",
+        "--package",
+        "pontoon-tests",
+        "--test",
+        test,
+        "--",
+        "--include-ignored",
+        "--test-threads=1",
+    ])
 }
 
 fn boots(options: &E2e) -> Result<()> {

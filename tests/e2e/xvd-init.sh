@@ -160,7 +160,7 @@ plug)
 	echo "@@ data-again $(blocks xvdb 0 64 | sum)"
 	# With a file system on it, mounted, when it goes.
 	mkdir /plugged
-	mke2fs -q /dev/xvdb || fail mke2fs
+	mke2fs /dev/xvdb >/dev/null || fail mke2fs
 	mount -t ext4 /dev/xvdb /plugged || fail 'mount xvdb'
 	echo text >/plugged/file
 	sync

@@ -81,13 +81,14 @@ fn raw_is_whole(disk: &Path, told: u64) -> Result<u64> {
     let data = fs::read(disk)?;
     let found: Vec<Option<u64>> = data.chunks(BYTES).map(records::number).collect();
     let written = found.iter().flatten().max().map_or(0, |last| last + 1);
-    ensure!(written >= told, "record {} is lost: {found:?}", told - 1);
+    ensure!(written >= told, "record {} is lost, {written} are not", told - 1);
     for number in written.saturating_sub(PLACES)..written {
         let place = usize::try_from(number % PLACES)?;
         let under_way = number + PLACES == written;
         ensure!(
             under_way || found.get(place) == Some(&Some(number)),
-            "record {number} of {told} is lost: {found:?}"
+            "record {number} of {told} is lost, the place has {:?}",
+            found.get(place)
         );
     }
     Ok(written)

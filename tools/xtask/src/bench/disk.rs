@@ -45,6 +45,9 @@ pub struct Disk {
     /// Phases to run, separated by commas [default: all].
     #[arg(long, value_delimiter = ',')]
     phases: Vec<String>,
+    /// Only boot the guest under the shim, for a profiler; no table.
+    #[arg(long)]
+    shim_only: bool,
     /// Times each side is booted; the best of each line counts.
     #[arg(long, default_value_t = 1)]
     rounds: u32,
@@ -74,6 +77,12 @@ pub fn run(options: &Disk) -> Result<()> {
     let kernel = Kernel::get(&options.kernel)?;
     let (mut host, why) = Host::choose(Under::Auto, MEMORY_MIB)?;
     eprintln!("bench: {why}");
+    if options.shim_only {
+        for (name, cost) in phases.iter().zip(measure(&mut host, &kernel, &phases, false)?) {
+            println!("{name}: {cost:?}");
+        }
+        return Ok(());
+    }
     let mut sides = [None, None];
     for round in 1..=options.rounds {
         for (side, native) in sides.iter_mut().zip([true, false]) {

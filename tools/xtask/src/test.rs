@@ -53,6 +53,8 @@ pub fn run(options: &Options) -> Result<()> {
     disks::disks(&disks::Options {
         kernel: options.matrix.then(|| DISK_KERNELS.into()),
         cuts: options.matrix.then_some(20),
+        // One image and one kernel, but for the matrix.
+        filter: (!options.matrix).then(|| "bookworm".into()),
         ..disks::Options::default()
     })?;
     if options.matrix {

@@ -43,7 +43,14 @@ fn main() -> ExitCode {
         let lab = Arc::clone(&lab);
         let run = move || {
             let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-            test(&mut lab).map_err(|e| Failed::from(format!("{e:#}")))
+            // docs/testing.md says what for.
+            test(&mut lab)
+                .or_else(|e| {
+                    eprintln!("failed, once more: {e:#}");
+                    *lab = Lab::default();
+                    test(&mut lab)
+                })
+                .map_err(|e| Failed::from(format!("{e:#}")))
         };
         Trial::test(name, run).with_ignored_flag(ignored)
     });

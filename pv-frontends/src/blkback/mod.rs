@@ -57,6 +57,18 @@ pub const fn of_port(index: u16) -> (u16, u16) {
     (index >> QUEUE_BITS, index & (MAX_QUEUES - 1))
 }
 
+/// The [`Backend::Blk`] index of a vbd's queue: what [`of_port`] takes apart.
+#[must_use]
+pub const fn port_of(vbd: u16, queue: u16) -> u16 {
+    vbd << QUEUE_BITS | queue
+}
+
+/// The tag of a request of the queue with this index; [`of_tag`] says whose it is.
+#[must_use]
+pub const fn tag_of(port: u16, sequence: u32, slot: u16) -> Tag {
+    Tag((sequence as u64) << 32 | (port as u64) << 16 | slot as u64)
+}
+
 /// The vbd and the queue whose request a tag names.
 #[must_use]
 pub const fn of_tag(tag: Tag) -> (u16, u16) {
@@ -144,7 +156,7 @@ impl<D: BlockDevice> Vbd<D> {
         let mut queues = Vec::new();
         queues.try_reserve_exact(limits.queues.into()).ok()?;
         for number in 0..limits.queues {
-            let port = index << QUEUE_BITS | number;
+            let port = port_of(index, number);
             queues.push(Mutex::new(Queue::new(port, limits.requests, limits.max_segments)?));
         }
         Some(Self {
@@ -182,7 +194,7 @@ impl<D: BlockDevice> Vbd<D> {
     }
 
     const fn backend(&self, queue: u16) -> Backend {
-        Backend::Blk(self.index << QUEUE_BITS | queue)
+        Backend::Blk(port_of(self.index, queue))
     }
 
     /// The guest notified a queue. Whether there is more to do: call it again soon.

@@ -163,11 +163,9 @@ pub(super) fn launch(
     // SAFETY: the first of the shared frames: zeroed, the shim's, and shared_info's for good.
     let shared_info = unsafe { &*phys_to_virt(shared).cast::<SharedInfo>() };
     let at = xen_abi::MachineAddr(shared);
+    let uuid = options.uuid.unwrap_or_else(random_uuid);
     // SAFETY: called once.
-    let dom = unsafe {
-        let uuid = options.uuid.unwrap_or_else(random_uuid);
-        crate::guest::init(shared_info, at, guest.pages(), 1, uuid)
-    };
+    let dom = unsafe { crate::guest::init(shared_info, at, guest.pages(), 1, uuid) };
     let info: &'static VcpuInfo = &shared_info.vcpu_info[0];
     let mut vcpu = Vcpu::new(0, info);
     let cpu_for_boot = cpu::Cpu::new(0);

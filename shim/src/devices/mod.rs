@@ -123,7 +123,7 @@ fn run_until(done: impl Fn() -> bool) -> bool {
         if time::now_ns() - begin > BOOT_LIMIT_NS {
             return false;
         }
-        messages(bus, 0);
+        take_message(bus, 0);
         if let Some(flags) = synic::event_flags(0) {
             bus.on_event_flags(flags);
         }
@@ -160,16 +160,11 @@ impl Driver<Hv> for Progress {
     }
 }
 
-/// Takes the host's messages.
-fn messages(bus: &VmBus<Hv>, cpu: u32) -> bool {
+/// Takes a message of the host's.
+fn take_message(bus: &VmBus<Hv>, cpu: u32) {
     let mut payload = [0; MESSAGE_PAYLOAD_BYTES];
-    match synic::take_message(cpu, &mut payload) {
-        Taken::Channel(bytes) => {
-            bus.on_message(payload.get(..bytes).unwrap_or_default());
-            true
-        }
-        Taken::Timer | Taken::Other => true,
-        Taken::Nothing => false,
+    if let Taken::Channel(bytes) = synic::take_message(cpu, &mut payload) {
+        bus.on_message(payload.get(..bytes).unwrap_or_default());
     }
 }
 

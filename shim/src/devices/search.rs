@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use pv_frontends::blkback::{BlockDevice, Io, Operation, Segment, Submitted, Tag};
+use pv_frontends::blkback::{BlockDevice, Io, Operation, Segment, Submitted, Tag, port_of, tag_of};
 use pv_frontends::disk::{Extent, Finder, NoPartition, READ_BYTES, Step};
 use pv_frontends::storvsc::Unit;
 use pv_frontends::vbd::Entry;
@@ -34,8 +34,7 @@ pub(super) struct Search {
 
 /// Told apart from everything else by its vbd, from other searches by its page.
 fn tag(page: u64) -> Tag {
-    const PORT: u64 = (SEARCH as u64) << 6;
-    Tag((page & 0xffff_ffff) << 32 | PORT << 16)
+    tag_of(port_of(SEARCH, 0), page as u32, 0)
 }
 
 impl Search {

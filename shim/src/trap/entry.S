@@ -53,6 +53,16 @@
 # list takes RDX and R10 besides, which show the plain form: the list is short, the guest's own, and
 # nobody asks how much of it was done. A call's own argument registers need not survive it. With the
 # five words of the IRETQ frame the stack is aligned after an odd number of further ones.
+.macro FAST_CALL handler
+    push r8
+    push r9
+    push r9
+    lea rdx, [rip + stub_percpu]
+    call [rip + stub_percpu + \handler]
+    pop r9
+    pop r9
+    pop r8
+.endm
 .macro FAST_LIST handler
     test rdx, rdx
     jne stub_general
@@ -60,27 +70,13 @@
     jne stub_general
     cmp esi, {plain_list}
     ja stub_general
-    push r8
-    push r9
-    push r9
-    lea rdx, [rip + stub_percpu]
-    call [rip + stub_percpu + \handler]
-    pop r9
-    pop r9
-    pop r8
+    FAST_CALL \handler
     jmp stub_fast_exit
 .endm
 .macro FAST_PAIR handler
     push rdx
     push r10
-    push r8
-    push r9
-    push r9
-    lea rdx, [rip + stub_percpu]
-    call [rip + stub_percpu + \handler]
-    pop r9
-    pop r9
-    pop r8
+    FAST_CALL \handler
     pop r10
     pop rdx
     jmp stub_fast_exit

@@ -24,7 +24,7 @@ use xen_abi::io::ring::ring_size;
 use xen_abi::{Mfn, PAGE_SIZE};
 
 use super::request::{self, ENTRY_WORDS, Kind, Layout, Plan, Request, Transfer};
-use super::{BlockDevice, DeviceInfo, Env, IoError, IoResult, Segment, Tag};
+use super::{BlockDevice, DeviceInfo, Env, IoError, IoResult, Segment, Tag, tag_of};
 use crate::ring::{BackRing, Bogus, MAX_PAGES, Pages};
 use issue::{Current, Progress, Step};
 use pool::{NONE, Pool, boxed};
@@ -239,7 +239,7 @@ impl Queue {
     /// The tag of the request in a slot.
     fn tag(&self, index: u16) -> Tag {
         let sequence = self.slots.get(usize::from(index)).map_or(0, |slot| slot.sequence);
-        Tag(u64::from(sequence) << 32 | u64::from(self.port) << 16 | u64::from(index))
+        tag_of(self.port, sequence, index)
     }
 
     /// Takes what is in the ring and hands it to the device, as far as both go. Whether there is

@@ -17,6 +17,9 @@ pub const MEMORY_MIB: u64 = 1024;
 pub struct Lab {
     host: Option<Host>,
     scratch: Option<Scratch>,
+    /// The last guest ended as docs/testing.md says guests on emulated hosts now and
+    /// then do, which is no verdict; every other failure is one.
+    pub excused: bool,
 }
 
 impl Lab {
@@ -52,10 +55,11 @@ impl Lab {
         if let Some(bundle) = &machine.initrd {
             std::fs::remove_file(bundle)?;
         }
-        // No second try: the guest's disks are no longer as they were.
+        // No second try here: the guest's disks are no longer as they were.
         if outcome.is_err() {
             self.host = None;
         }
+        self.excused = outcome.as_ref().map_or(true, |o| o.status == Status::TRIPLE_FAULT);
         outcome
     }
 

@@ -53,9 +53,19 @@ pub fn cuts(lab: &mut Lab, spec: &str) -> Result<()> {
         let told = told(&console, written);
         ensure!(told.files > at, "{}: not even told of it:\n{console}", context());
         ensure!(told.raw > written.raw, "{}: nothing on the raw disk:\n{console}", context());
+        let before = written;
         written.raw = raw_is_whole(&raw, told.raw).with_context(context)?;
         let copy = lab.file("files-copy.img")?;
         files_are_whole(&files, &copy, told.files).with_context(context)?;
+        eprintln!(
+            "{}: {} new records in files and {} on the raw disk were told of; all {} in files and \
+             the last {} on the raw disk are whole",
+            context(),
+            told.files - written.files,
+            told.raw - before.raw,
+            told.files,
+            written.raw.min(PLACES)
+        );
         written.files = told.files;
     }
     Ok(())

@@ -14,6 +14,7 @@ pub mod guest_os_id;
 pub mod guid;
 pub mod hypercall;
 pub mod msr;
+pub mod nt_status;
 pub mod reference_tsc;
 pub mod scsi;
 pub mod status;
@@ -23,6 +24,7 @@ pub mod timer;
 pub mod vmbus;
 
 pub use guid::Guid;
+pub use nt_status::NtStatus;
 pub use status::HvStatus;
 
 /// Bytes in a page of the hypervisor's ABI.

@@ -16,6 +16,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::guid::Guid;
 use crate::scsi::{CDB_BYTES, SENSE_BYTES, ScsiStatus};
 
+pub use crate::NtStatus;
+
 /// Class of SCSI controllers.
 pub const SCSI_CLASS: Guid = Guid::literal("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
 
@@ -51,26 +53,6 @@ impl Operation {
     pub const FC_HBA_DATA: Self = Self(12);
     /// Asks for sub-channels: a `u16` count.
     pub const CREATE_SUB_CHANNELS: Self = Self(13);
-}
-
-/// `NTSTATUS` of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(transparent)]
-pub struct NtStatus(pub u32);
-
-#[allow(missing_docs, reason = "names are the system's own")]
-impl NtStatus {
-    pub const SUCCESS: Self = Self(0);
-    pub const BUFFER_OVERFLOW: Self = Self(0x8000_0005);
-    pub const DEVICE_BUSY: Self = Self(0x8000_0011);
-    pub const UNSUCCESSFUL: Self = Self(0xc000_0001);
-    pub const INVALID_PARAMETER: Self = Self(0xc000_000d);
-    pub const INVALID_DEVICE_REQUEST: Self = Self(0xc000_0010);
-    pub const REVISION_MISMATCH: Self = Self(0xc000_0059);
-    pub const IO_TIMEOUT: Self = Self(0xc000_00b5);
-    pub const DEVICE_DOES_NOT_EXIST: Self = Self(0xc000_00c0);
-    pub const INVALID_DEVICE_STATE: Self = Self(0xc000_0184);
-    pub const IO_DEVICE_ERROR: Self = Self(0xc000_0185);
 }
 
 /// Start of every packet.

@@ -31,6 +31,8 @@ pub use packet::{PacketDescriptor, PacketFooter, PacketType};
 pub use ring::RingControl;
 pub use version::{FeatureFlags, InitiateContact, Version, VersionResponse};
 
+pub use crate::NtStatus;
+
 /// Largest control message: the payload of `HV_MESSAGE`.
 pub const MAX_MESSAGE_BYTES: usize = crate::synic::MESSAGE_PAYLOAD_BYTES;
 /// Channel ids (`child_relid`) are below this: one event flag each.
@@ -93,31 +95,6 @@ impl ConnectionId {
     #[must_use]
     pub const fn of_channel(channel: ChannelId, vtl: u8, sint: u8) -> Self {
         Self(channel.0 & 0xfff | (sint as u32 & 0xf) << 12 | (vtl as u32) << 16)
-    }
-}
-
-/// `NTSTATUS` as the answers carry it; 0 is success.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(transparent)]
-pub struct NtStatus(pub u32);
-
-#[allow(missing_docs, reason = "names are the Windows SDK's own")]
-impl NtStatus {
-    pub const SUCCESS: Self = Self(0);
-    pub const UNSUCCESSFUL: Self = Self(0xc000_0001);
-    pub const INVALID_PARAMETER: Self = Self(0xc000_000d);
-    pub const NO_MEMORY: Self = Self(0xc000_0017);
-    pub const ACCESS_DENIED: Self = Self(0xc000_0022);
-    pub const REVISION_MISMATCH: Self = Self(0xc000_0059);
-    pub const INSUFFICIENT_RESOURCES: Self = Self(0xc000_009a);
-    pub const NOT_SUPPORTED: Self = Self(0xc000_00bb);
-    pub const INVALID_DEVICE_STATE: Self = Self(0xc000_0184);
-    pub const CONNECTION_REFUSED: Self = Self(0xc000_0236);
-
-    /// Success.
-    #[must_use]
-    pub const fn is_success(self) -> bool {
-        self.0 == 0
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub mod hyperv;
+pub mod netif;
 pub mod vmbus;
 pub mod xen;
 

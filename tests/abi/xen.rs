@@ -51,6 +51,7 @@ pub const PRELUDE: &str = "
 #include <xen/io/console.h>
 #include <xen/arch-x86/cpuid.h>
 #include <xen/io/blkif.h>
+#include <xen/io/netif.h>
 #include <xen/io/protocols.h>
 #include <errno.h>
 #include <xen/io/xenbus.h>
@@ -107,6 +108,7 @@ pub const OURS: &[&str] = &[
     "GrantStatusPage",
     "BytePage",
     "MemoryDomain",
+    "NetifExtraXdp",
 ];
 /// Codes that the headers of 4.17 keep to the hypervisor, or do not have yet.
 pub const HIDDEN: &[&str] = &[
@@ -120,6 +122,7 @@ pub const HIDDEN: &[&str] = &[
     "XsType::SET_FEATURE",
     "XsType::GET_QUOTA",
     "XsType::SET_QUOTA",
+    "ExtraType::XDP",
 ];
 
 /// Everything in `xen-abi`.
@@ -134,6 +137,7 @@ pub fn table() -> Table {
     physdev(&mut t);
     start(&mut t);
     block(&mut t);
+    super::netif::add(&mut t);
     store(&mut t);
     t
 }

@@ -8,6 +8,8 @@ extern crate std;
 
 pub mod blkback;
 pub mod disk;
+pub mod net;
+pub mod netvsc;
 pub mod ring;
 pub mod storvsc;
 pub mod vbd;

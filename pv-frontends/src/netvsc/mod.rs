@@ -1,0 +1,47 @@
+//! The network cards of a Hyper-V machine.
+
+use alloc::sync::Arc;
+
+use crate::net::{RxPacket, RxVerdict, Tag, TxEnd};
+
+/// Who wants to know of cards and their packets; `N` names the card. Called on any virtual
+/// processor. [`NetDevice`](crate::net::NetDevice)'s methods may be called from all of it.
+///
+/// `receive` and, after a run of them, `settled` come with the queue's reading end held: for one
+/// queue on one processor at a time.
+pub trait Sink<N>: Send + Sync + 'static {
+    /// A card is there: its address and what it can do are known. It receives nothing before its
+    /// filter is set.
+    fn added(&self, nic: &N);
+    /// [`NetDevice::info`](crate::net::NetDevice::info) changed: link, MTU, queues, offloads.
+    fn changed(&self, nic: &N);
+    /// A card is gone, and so are its packets: each was completed. No call about it follows.
+    fn removed(&self, nic: &N);
+    /// A packet came.
+    fn receive(&self, nic: &N, queue: u32, packet: &RxPacket<'_>) -> RxVerdict;
+    /// A packet's way ended that was queued; its pages are the sender's again.
+    fn transmitted(&self, nic: &N, queue: u32, tag: Tag, end: TxEnd);
+    /// After a run of `receive` or `transmitted`, and when there is room again after a `Busy`.
+    fn settled(&self, nic: &N, queue: u32);
+}
+
+impl<N, T: Sink<N>> Sink<N> for Arc<T> {
+    fn added(&self, nic: &N) {
+        T::added(self, nic);
+    }
+    fn changed(&self, nic: &N) {
+        T::changed(self, nic);
+    }
+    fn removed(&self, nic: &N) {
+        T::removed(self, nic);
+    }
+    fn receive(&self, nic: &N, queue: u32, packet: &RxPacket<'_>) -> RxVerdict {
+        T::receive(self, nic, queue, packet)
+    }
+    fn transmitted(&self, nic: &N, queue: u32, tag: Tag, end: TxEnd) {
+        T::transmitted(self, nic, queue, tag, end);
+    }
+    fn settled(&self, nic: &N, queue: u32) {
+        T::settled(self, nic, queue);
+    }
+}

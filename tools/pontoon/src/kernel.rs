@@ -14,6 +14,7 @@ pub struct Kernel {
     pub release: String,
     /// Version of the package.
     pub version: String,
+    suite: String,
     dir: PathBuf,
 }
 
@@ -40,7 +41,7 @@ impl Kernel {
     /// The kernel `spec` names, fetched if it is not in the cache. A kernel that
     /// is there is used for a day without asking whether a newer one is out.
     pub fn get(spec: &str) -> Result<Self> {
-        let (suite, wanted) = match spec.split_once(':') {
+        let (name, wanted) = match spec.split_once(':') {
             Some((suite, release)) if release.ends_with("-amd64") => {
                 (suite, Some(release.to_owned()))
             }
@@ -48,12 +49,12 @@ impl Kernel {
             None => (spec, None),
         };
         let _lock = cache::lock("kernels")?;
-        let suite = Suite::open(suite)?;
+        let suite = Suite::open(name)?;
         let release = match wanted {
             Some(release) => release,
             None => current_release(&suite, spec)?,
         };
-        // Since 2026 the image package is a shell around linux-binary-*.
+        // Since 2026 the image package is a shell around linux-binary-* and linux-modules-*.
         let binary = format!("linux-binary-{release}");
         let image = format!("linux-image-{release}");
         let (package, version) = match suite.version(&binary)? {
@@ -65,7 +66,7 @@ impl Kernel {
         };
         let dir = cache::dir()?.join("kernels").join(format!("{release}_{version}"));
         cache::filled(&dir, |work| suite.unpack(&package, work))?;
-        Ok(Self { release, version, dir })
+        Ok(Self { release, version, suite: name.to_owned(), dir })
     }
 
     /// The kernel image.
@@ -96,15 +97,43 @@ impl Kernel {
 
     /// Files of the modules `names` and of all they need, in loading order.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
-        let mut all = Vec::new();
-        for root in ["lib/modules", "usr/lib/modules"] {
-            collect_modules(&self.dir.join(root).join(&self.release).join("kernel"), &mut all)?;
+        let mut all = self.modules_in(&self.dir)?;
+        if all.is_empty() {
+            all = self.modules_in(&self.modules_package()?)?;
         }
         let mut ordered = Vec::new();
         for name in names {
             self.add_module(name, &all, &mut ordered)?;
         }
         Ok(ordered)
+    }
+
+    fn modules_in(&self, dir: &Path) -> Result<Vec<PathBuf>> {
+        let mut all = Vec::new();
+        for root in ["lib/modules", "usr/lib/modules"] {
+            collect_modules(&dir.join(root).join(&self.release).join("kernel"), &mut all)?;
+        }
+        Ok(all)
+    }
+
+    /// The package of the modules where it is one of its own, fetched when first asked for: a
+    /// kernel alone boots without.
+    fn modules_package(&self) -> Result<PathBuf> {
+        let name = self.dir.file_name().unwrap_or_default().to_string_lossy();
+        let dir = self.dir.with_file_name(format!("{name}_modules"));
+        if dir.exists() {
+            return Ok(dir);
+        }
+        let _lock = cache::lock("kernels")?;
+        let suite = Suite::open(&self.suite)?;
+        let package = format!("linux-modules-{}", self.release);
+        let version = suite.version(&package)?;
+        let version = version.with_context(|| format!("kernel {} has no modules", self.release))?;
+        if version != self.version {
+            bail!("{package} is of version {version}, the kernel of {}", self.version);
+        }
+        cache::filled(&dir, |work| suite.unpack(&package, work))?;
+        Ok(dir)
     }
 
     fn add_module(&self, name: &str, all: &[PathBuf], ordered: &mut Vec<PathBuf>) -> Result<()> {
@@ -219,6 +248,36 @@ mod tests {
         assert_eq!(module_depends(b"x\0license=GPL\0depends=kvm,ccp\0name=y\0"), ["kvm", "ccp"]);
         assert!(module_depends(b"x\0depends=\0name=y\0").is_empty());
         assert!(module_depends(b"").is_empty());
+    }
+
+    #[test]
+    fn modules_are_found_in_either_package() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let kernel = |name: &str| Kernel {
+            release: "7.2-amd64".into(),
+            version: "7.2-1".into(),
+            // What is not in the cache is not to be found in a suite of that name.
+            suite: "../no suite".into(),
+            dir: dir.path().join(name),
+        };
+        put("whole/lib/modules/7.2-amd64/kernel/a/fs-one.ko", "\0depends=two\0");
+        put("whole/lib/modules/7.2-amd64/kernel/b/two.ko", "\0depends=\0");
+        put("shell/usr/lib/modules/7.2-amd64/vmlinuz", "");
+        put("shell_modules/usr/lib/modules/7.2-amd64/kernel/c/fs_one.ko", "\0depends=\0");
+        put("lone/boot/vmlinuz-7.2-amd64", "");
+        let names = |kernel: &Kernel| {
+            let found = kernel.modules(&["fs_one"])?;
+            let name = |p: &PathBuf| p.file_name().unwrap().to_string_lossy().into_owned();
+            Ok::<_, anyhow::Error>(found.iter().map(name).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&kernel("whole")).unwrap(), ["two.ko", "fs-one.ko"]);
+        assert_eq!(names(&kernel("shell")).unwrap(), ["fs_one.ko"]);
+        assert!(names(&kernel("lone")).is_err());
     }
 
     #[test]

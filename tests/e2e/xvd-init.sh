@@ -1,5 +1,5 @@
-#!/bin/sh
-# First process of the disk tests' small guests: disks as Xen's frontend shows them.
+# Behind fio-lib.sh, the first process of the disk tests' small guests: disks as Xen's
+# frontend shows them.
 # pontoon_test= chooses what happens; lines that begin with @@ are read by the test.
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -13,7 +13,7 @@ for word in $(cat /proc/cmdline); do
 	pontoon_test=*) test=${word#pontoon_test=} ;;
 	esac
 done
-mkdir /mnt /tools
+mkdir /mnt
 
 fail() {
 	echo "@@ failed $*"
@@ -48,15 +48,6 @@ large() {
 	dd if="/dev/$1" bs=256k skip="$2" count=1 iflag=direct 2>/tmp/said
 }
 
-fio() {
-	echo "@@ fio $*"
-	chroot /tools /usr/bin/fio --name=job --direct=1 --verify=crc32c --verify_fatal=1 \
-		--exitall_on_error --group_reporting --output-format=terse --end_fsync=1 \
-		--randrepeat=0 "$@" >/tmp/fio 2>&1 && return
-	fail "fio $*"
-	cat /tmp/fio
-}
-
 # Writes files on the first disk, one after the other, while a test goes on.
 bystander() {
 	mount -t ext4 /dev/xvda /mnt || fail 'mount xvda'
@@ -86,21 +77,18 @@ until_ok [ -b /dev/xvda ]
 case $test in
 fio)
 	until_ok [ -b /dev/xvdc ]
-	mount -t ext4 -o ro /dev/xvda /tools || fail 'mount xvda'
-	mount -t devtmpfs devtmpfs /tools/dev
-	mount -t tmpfs tmpfs /tools/tmp
-	mount -t proc proc /tools/proc
+	tools xvda
 	echo "@@ sectors $(cat /sys/block/xvdb/queue/logical_block_size) $(cat /sys/block/xvdc/queue/logical_block_size)"
 	# One request at a time; many of all sizes; four jobs at once, reading back what
 	# they wrote while they write on; through the page cache.
-	fio --filename=/dev/xvdb --rw=randwrite --bsrange=512-64k --size=2m --iodepth=1 --ioengine=libaio
-	fio --filename=/dev/xvdb --rw=randwrite --bsrange=512-1m --size=32m --iodepth=32 --ioengine=libaio
-	fio --filename=/dev/xvdb --rw=randwrite --bsrange=4k-256k --size=8m --numjobs=4 --offset_increment=16m --iodepth=8 --verify_backlog=32 --ioengine=io_uring
-	fio --filename=/dev/xvdc --rw=randwrite --bsrange=4k-1m --size=16m --iodepth=16 --ioengine=io_uring
+	fio --filename=/dev/xvdb --direct=1 --rw=randwrite --bsrange=512-64k --size=2m --iodepth=1 --ioengine=libaio
+	fio --filename=/dev/xvdb --direct=1 --rw=randwrite --bsrange=512-1m --size=32m --iodepth=32 --ioengine=libaio
+	fio --filename=/dev/xvdb --direct=1 --rw=randwrite --bsrange=4k-256k --size=8m --numjobs=4 --offset_increment=16m --iodepth=8 --verify_backlog=32 --ioengine=io_uring
+	fio --filename=/dev/xvdc --direct=1 --rw=randwrite --bsrange=4k-1m --size=16m --iodepth=16 --ioengine=io_uring
 	fio --filename=/dev/xvdc --rw=write --bsrange=4k-128k --size=16m --direct=0 --ioengine=psync --fsync=16
 	;;
 faults)
-	# See tests/disks/faults.rs for what happens where.
+	# See faults() in tests/disks/small.rs for what happens where.
 	until_ok [ -b /dev/xvdb ]
 	bystander
 	blocks xvdb 256 1 >/dev/null && fail 'read a bad sector'

@@ -1,5 +1,5 @@
-//! The native disk test's initramfs: the storage drivers of a Debian kernel, and
-//! this machine's own partitioning and file system programs.
+//! Initramfs archives of the native disk tests: the storage drivers of a Debian kernel,
+//! and this machine's own partitioning and file system programs.
 
 use crate::parts;
 use anyhow::{Context, Result};
@@ -8,7 +8,16 @@ use pontoon::kernel::Kernel;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-const INIT: &str = include_str!("../e2e/disk-init.sh");
+const INIT: &str = concat!(
+    "#!/bin/sh\n",
+    include_str!("../e2e/native-lib.sh"),
+    include_str!("../e2e/disk-init.sh")
+);
+const FIO_INIT: &str = concat!(
+    include_str!("../e2e/fio-lib.sh"),
+    include_str!("../e2e/native-lib.sh"),
+    include_str!("../e2e/native-fio-init.sh")
+);
 
 /// Drivers; what they depend on is added.
 const MODULES: [&str; 6] = ["hv_vmbus", "hv_storvsc", "sd_mod", "sr_mod", "ext4", "isofs"];
@@ -16,10 +25,19 @@ const MODULES: [&str; 6] = ["hv_vmbus", "hv_storvsc", "sd_mod", "sr_mod", "ext4"
 /// Programs busybox has not, or not as well.
 const PROGRAMS: [&str; 3] = ["/usr/sbin/sfdisk", "/usr/sbin/mke2fs", "/usr/sbin/blkdiscard"];
 
-/// The initramfs; `pattern` is the file of that name in it.
+/// For everything a disk does; `pattern` is the file of that name in it.
 pub fn initramfs(kernel: &Kernel, pattern: &[u8]) -> Result<Vec<u8>> {
+    build(kernel, INIT, vec![Extra { name: "pattern".into(), data: pattern.to_vec() }])
+}
+
+/// For load on every queue; fio itself is on the first disk, a
+/// [`program_disk`](parts::program_disk).
+pub fn fio_initramfs(kernel: &Kernel) -> Result<Vec<u8>> {
+    build(kernel, FIO_INIT, Vec::new())
+}
+
+fn build(kernel: &Kernel, init: &str, mut extras: Vec<Extra>) -> Result<Vec<u8>> {
     let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
-    let mut extras = vec![Extra { name: "pattern".into(), data: pattern.to_vec() }];
     extras.extend(parts::drivers(kernel, &MODULES)?);
     let mut libraries = BTreeSet::new();
     for program in PROGRAMS {
@@ -32,7 +50,7 @@ pub fn initramfs(kernel: &Kernel, pattern: &[u8]) -> Result<Vec<u8>> {
         let name = library.to_string_lossy().trim_start_matches('/').to_owned();
         extras.push(Extra { name, data: read(&library)? });
     }
-    initramfs::build(INIT, &extras)
+    initramfs::build(init, &extras)
 }
 
 /// Lines of a kernel log that complain about storage.

@@ -45,16 +45,27 @@ impl Lab {
     ) -> Result<Outcome> {
         let dir = self.file("")?;
         let machine = machine.under_shim(&dir)?;
+        let outcome = self.run_as_is(&machine, input, output);
+        if let Some(bundle) = &machine.initrd {
+            std::fs::remove_file(bundle)?;
+        }
+        outcome
+    }
+
+    /// As [`Self::run_with`], with the machine's own kernel in ring 0.
+    pub fn run_as_is(
+        &mut self,
+        machine: &Machine,
+        input: &Input,
+        output: &mut dyn FnMut(&[u8]),
+    ) -> Result<Outcome> {
         let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
-        let outcome = self.host()?.run(&machine, input, &mut |bytes| {
+        let outcome = self.host()?.run(machine, input, &mut |bytes| {
             if show {
                 eprint!("{}", String::from_utf8_lossy(bytes));
             }
             output(bytes);
         });
-        if let Some(bundle) = &machine.initrd {
-            std::fs::remove_file(bundle)?;
-        }
         // No second try here: the guest's disks are no longer as they were.
         if outcome.is_err() {
             self.host = None;

@@ -5,12 +5,14 @@
 //! - `PONTOON_E2E_KERNELS`: Debian suites whose kernels the small guests run; default:
 //!   bookworm.
 //! - `PONTOON_DISKS_CUTS`: power cuts; default: 3.
+//! - `PONTOON_DISKS_COPY_MIB`: size of the file the systems copy; default: 128.
 //! - `PONTOON_E2E_SHOW=1`, `PONTOON_E2E_UNDER`: as for the boots, `tests/e2e.rs`.
 //!
 //! Without `PONTOON_E2E=1` the tests are ignored. One host runs all guests, one after
 //! the other.
 
 mod lab;
+mod native;
 mod power;
 mod small;
 mod system;
@@ -27,8 +29,10 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let mut tests: Vec<(String, Test)> = Vec::new();
     for image in system::images() {
-        let name = format!("{}-{:?}/system", image.suite, image.table).to_lowercase();
-        tests.push((name, Box::new(move |lab| system::whole_life(lab, &image))));
+        let name = format!("{}-{:?}", image.suite, image.table).to_lowercase();
+        let same = image.clone();
+        tests.push((format!("{name}/system"), Box::new(move |l| system::whole_life(l, &same))));
+        tests.push((format!("{name}/load"), Box::new(move |lab| system::load(lab, &image))));
     }
     let kernels = std::env::var("PONTOON_E2E_KERNELS").unwrap_or_else(|_| "bookworm".into());
     for kernel in kernels.split(',') {

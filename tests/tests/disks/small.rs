@@ -1,7 +1,7 @@
 //! Small guests: a kernel, its block frontend, and one thing they do to their disks.
 
 use crate::lab::{Lab, ended, nothing_new};
-use crate::power;
+use crate::{native, power};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::Machine;
 use pontoon::initramfs::{self, Extra};
@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const INIT: &str = include_str!("../../e2e/xvd-init.sh");
+const INIT: &str =
+    concat!(include_str!("../../e2e/fio-lib.sh"), include_str!("../../e2e/xvd-init.sh"));
 const MODULES: [&str; 2] = ["xen-blkfront", "ext4"];
 const LIMIT: Duration = Duration::from_secs(300);
 const MIB: usize = 1 << 20;
@@ -23,8 +24,14 @@ const MIB: usize = 1 << 20;
 type Test = fn(&mut Lab, &str) -> Result<()>;
 
 /// The tests every kernel has.
-pub const TESTS: [(&str, Test); 4] =
-    [("fio", fio), ("faults", faults), ("plug", plug), ("power", power::cuts)];
+pub const TESTS: [(&str, Test); 6] = [
+    ("fio", fio),
+    ("faults", faults),
+    ("plug", plug),
+    ("power", power::cuts),
+    ("native-1-queue", native::one_queue),
+    ("native-8-queues", native::eight_queues),
+];
 
 /// A guest whose first process does `test`; disks and limits are the caller's.
 pub fn guest(lab: &mut Lab, spec: &str, test: &str) -> Result<Machine> {
@@ -41,7 +48,7 @@ pub fn guest(lab: &mut Lab, spec: &str, test: &str) -> Result<Machine> {
 }
 
 /// A file of noise.
-fn noise(lab: &mut Lab, name: &str, bytes: usize) -> Result<PathBuf> {
+pub fn noise(lab: &mut Lab, name: &str, bytes: usize) -> Result<PathBuf> {
     let path = lab.file(name)?;
     let mut data = vec![0; bytes];
     fs::File::open("/dev/urandom")?.read_exact(&mut data)?;
@@ -50,18 +57,19 @@ fn noise(lab: &mut Lab, name: &str, bytes: usize) -> Result<PathBuf> {
 }
 
 /// An empty disk.
-fn blank(lab: &mut Lab, name: &str, bytes: usize) -> Result<PathBuf> {
+pub fn blank(lab: &mut Lab, name: &str, bytes: usize) -> Result<PathBuf> {
     let path = lab.file(name)?;
     fs::File::create(&path)?.set_len(bytes as u64)?;
     Ok(path)
 }
 
-fn disk(path: &Path, words: &str) -> String {
+/// A disk's option.
+pub fn disk(path: &Path, words: &str) -> String {
     format!("{}{words}", path.display())
 }
 
 /// The sum of a file's `blocks` blocks of 4096 bytes from `at`.
-fn sum(path: &Path, at: usize, blocks: usize) -> Result<String> {
+pub fn sum(path: &Path, at: usize, blocks: usize) -> Result<String> {
     let data = fs::read(path)?;
     let part = data.get(at * 4096..(at + blocks) * 4096).context("behind the end")?;
     let mut child = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -87,7 +95,8 @@ fn good(lab: &mut Lab, machine: &Machine) -> Result<Transcript> {
     Ok(transcript)
 }
 
-fn mark<'a>(transcript: &'a Transcript, name: &str) -> Result<&'a str> {
+/// What the guest said about `name`, which it must.
+pub fn mark<'a>(transcript: &'a Transcript, name: &str) -> Result<&'a str> {
     transcript.mark(name).with_context(|| format!("no @@ {name}:\n{}", transcript.tail()))
 }
 

@@ -1,6 +1,7 @@
 //! Whole Debian systems on their own disks.
 
 use crate::lab::{Lab, MEMORY_MIB, ended, nothing_new};
+use crate::small::mark;
 use anyhow::{Context, Result, ensure};
 use pontoon::host::{Input, Machine};
 use pontoon::image;
@@ -8,18 +9,26 @@ use pontoon::kernel::Kernel;
 use pontoon::outcome::Status;
 use pontoon_tests::dialogue::Dialogue;
 use pontoon_tests::images::{HOSTNAME, Image, PASSWORD, SUITES, Table};
-use pontoon_tests::parts::run;
+use pontoon_tests::parts::{self, run};
 use pontoon_tests::transcript::Transcript;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 /// What the guests are told to do, the contents of their second disk.
 const SCRIPT: &str = include_str!("../../e2e/system.sh");
+const LOAD: &str = concat!(include_str!("../../e2e/fio-lib.sh"), include_str!("../../e2e/load.sh"));
 const ALLOWED: &str = include_str!("../../e2e/system-allow.txt");
 /// A start of a whole system takes a minute on a quiet machine, emulated twice.
 const LIMIT: Duration = Duration::from_secs(600);
+/// What is copied if nothing is said.
+const COPY_MIB: u64 = 128;
+/// The least a loaded machine, emulated twice, copies and reads back in a second.
+const COPY_MIB_PER_SECOND: u64 = 2;
+/// Runs of fio in the script.
+const FIO_RUNS: usize = 5;
 
 /// Every suite once, every partition table once.
 pub fn images() -> impl Iterator<Item = Image> {
@@ -47,36 +56,103 @@ pub fn whole_life(lab: &mut Lab, image: &Image) -> Result<()> {
     Ok(fs::remove_file(disk)?)
 }
 
-/// One start of the system, from its own boot menu to its end.
+/// fio with checksums on the system's own disk, and a large file copied to another and
+/// read back: gigabytes, if asked for.
+pub fn load(lab: &mut Lab, image: &Image) -> Result<()> {
+    let mib = match std::env::var("PONTOON_DISKS_COPY_MIB") {
+        Ok(text) => text.parse().with_context(|| format!("PONTOON_DISKS_COPY_MIB={text}"))?,
+        Err(_) => COPY_MIB,
+    };
+    let [disk, tools, source, copy] =
+        ["system.img", "tools.img", "source.img", "copy.img"].map(|name| lab.file(name));
+    let (disk, tools, source, copy) = (disk?, tools?, source?, copy?);
+    image.copy(&disk)?;
+    parts::program_disk(&tools, "/usr/bin/fio")?;
+    let mut noise = File::open("/dev/urandom")?.take(mib << 20);
+    io::copy(&mut noise, &mut File::create(&source)?)?;
+    parts::ext4(&copy, mib * 17 / 16 + 64, None)?;
+    let expected = md5(&source)?;
+    let boot = Boot {
+        script: LOAD,
+        command: "sh /dev/xvdb",
+        disks: vec![
+            format!("{},ro", tools.display()),
+            format!("{},ro", source.display()),
+            copy.display().to_string(),
+        ],
+        limit: LIMIT + Duration::from_secs(mib / COPY_MIB_PER_SECOND),
+    };
+    let transcript = start(lab, &disk, &boot, Status::POWER_OFF)
+        .with_context(|| format!("{} load", image.suite))?;
+    let lines = || transcript.text.lines();
+    let failed: Vec<_> = lines().filter(|l| l.starts_with("@@ failed")).collect();
+    ensure!(failed.is_empty(), "{}\n{}", failed.join("\n"), transcript.tail());
+    says(&transcript, "state", "running")?;
+    let runs = lines().filter(|l| l.starts_with("@@ fio")).count();
+    ensure!(runs == FIO_RUNS, "{runs} runs of fio:\n{}", transcript.tail());
+    trimmed(&transcript)?;
+    says(&transcript, "copy", &expected)?;
+    eprintln!("copy of {mib} MiB: {}", mark(&transcript, "seconds")?);
+    nothing_new(&transcript, &Kernel::get(&image.suite)?, ALLOWED)?;
+    is_clean(&disk)?;
+    run(Command::new("/sbin/e2fsck").arg("-fn").arg(&copy))?;
+    for file in [disk, source, copy] {
+        fs::remove_file(file)?;
+    }
+    Ok(())
+}
+
+fn md5(path: &Path) -> Result<String> {
+    let out = String::from_utf8(run(Command::new("md5sum").arg(path))?)?;
+    Ok(out.split(' ').next().unwrap_or_default().to_owned())
+}
+
+/// What a start of the system is for.
+struct Boot<'a> {
+    /// Contents of the second disk.
+    script: &'a str,
+    /// Typed once root is in.
+    command: &'a str,
+    /// Disks behind the second.
+    disks: Vec<String>,
+    limit: Duration,
+}
+
 fn life(lab: &mut Lab, image: &Image, disk: &Path, which: &str, end: Status) -> Result<Transcript> {
+    let command = format!("sh /dev/xvdb {which}");
+    let boot = Boot { script: SCRIPT, command: &command, disks: Vec::new(), limit: LIMIT };
+    start(lab, disk, &boot, end).with_context(|| format!("{} {which}", image.suite))
+}
+
+/// One start of the system, from its own boot menu to its end.
+fn start(lab: &mut Lab, disk: &Path, boot: &Boot<'_>, end: Status) -> Result<Transcript> {
     let dir = tempfile::tempdir()?;
     let files = image::take(disk, None, Some("panic=-1"), dir.path())?;
     let script = dir.path().join("script");
-    let mut text = SCRIPT.as_bytes().to_vec();
+    let mut text = boot.script.as_bytes().to_vec();
     // Kernels look for partition tables in the first sectors.
     text.resize(128 << 10, b'\n');
     fs::write(&script, text)?;
     let mut machine = Machine::new(&files.kernel, files.initrd.as_deref(), &files.append);
     machine.memory_mib = MEMORY_MIB;
-    machine.timeout = Some(LIMIT);
+    machine.timeout = Some(boot.limit);
     machine.disks = vec![disk.display().to_string(), format!("{},ro", script.display())];
+    machine.disks.extend_from_slice(&boot.disks);
     let input = Input::default();
-    let command = format!("sh /dev/xvdb {which}");
     let mut dialogue = Dialogue::new(
         &input,
         &[
             (&format!("{HOSTNAME} login: "), "root"),
             ("Password: ", PASSWORD),
-            (&format!("root@{HOSTNAME}:~# "), &command),
+            (&format!("root@{HOSTNAME}:~# "), boot.command),
         ],
     );
     let outcome = lab.run_with(&machine, &input, &mut |bytes| dialogue.hear(bytes))?;
-    let name = format!("{} {which}", image.suite);
     if let Some(text) = dialogue.waits_for() {
         let tail = Transcript::of(&outcome).tail();
-        anyhow::bail!("{name}: {:?} did not come:\n{tail}", text);
+        anyhow::bail!("{text:?} did not come:\n{tail}");
     }
-    ended(&outcome, end).context(name)
+    ended(&outcome, end)
 }
 
 fn says(transcript: &Transcript, name: &str, wanted: &str) -> Result<()> {
@@ -89,6 +165,11 @@ fn says(transcript: &Transcript, name: &str, wanted: &str) -> Result<()> {
 fn worked(transcript: &Transcript) -> Result<()> {
     says(transcript, "data", "/root/data: OK")?;
     says(transcript, "data-after-trim", "/root/data: OK")?;
+    trimmed(transcript)
+}
+
+/// Free space was given back.
+fn trimmed(transcript: &Transcript) -> Result<()> {
     let trimmed = transcript.mark("trimmed").unwrap_or_default();
     ensure!(trimmed.contains("bytes) trimmed") && !trimmed.contains("(0 bytes"), "{trimmed}");
     Ok(())

@@ -12,6 +12,9 @@ pub struct Options {
     /// Power cuts [default: 3].
     #[arg(long, value_name = "N")]
     pub cuts: Option<u32>,
+    /// Size of the file that whole systems copy [default: 128].
+    #[arg(long, value_name = "MIB")]
+    pub copy: Option<u32>,
     /// Where to run: auto, kvm or nested.
     #[arg(long, value_name = "PLACE")]
     pub under: Option<String>,
@@ -28,6 +31,7 @@ pub fn disks(options: &Options) -> Result<()> {
     let variables = [
         ("PONTOON_E2E_KERNELS", options.kernel.clone()),
         ("PONTOON_DISKS_CUTS", options.cuts.map(|cuts| cuts.to_string())),
+        ("PONTOON_DISKS_COPY_MIB", options.copy.map(|mib| mib.to_string())),
         ("PONTOON_E2E_UNDER", options.under.clone()),
     ];
     command.envs(variables.into_iter().filter_map(|(name, value)| Some((name, value?))));

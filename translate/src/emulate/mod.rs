@@ -26,8 +26,6 @@ mod msr;
 pub use msr::read_segment_base;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tsc_tests;
 
 /// Error-code bits of #GP: raised by an external event; by an IDT entry (INT n).
 const EC_EXTERNAL: u32 = 1;

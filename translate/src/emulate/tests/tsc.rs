@@ -1,6 +1,6 @@
 //! What the guest is told of its TSC.
 
-use super::tests::{cpuid_leaf, guest_cpuid, machine, processor, rdmsr, wrmsr};
+use super::{cpuid_leaf, guest_cpuid, machine, processor, rdmsr, wrmsr};
 
 const TSC_ADJUST: u32 = 0x3b;
 const ITSC: [u32; 4] = [0, 0, 0, 1 << 8];

@@ -9,10 +9,13 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub mod blkif;
+pub mod grant_table;
 pub mod hyperv;
 pub mod netif;
 pub mod vmbus;
 pub mod xen;
+pub mod xenstore;
 
 /// A number both sides have.
 struct Entry {

@@ -6,15 +6,8 @@ use xen_abi::elfnote::{NoteHeader, NoteType};
 use xen_abi::errno::Errno;
 use xen_abi::event_channel::*;
 use xen_abi::features::*;
-use xen_abi::grant_table::*;
 use xen_abi::hypercall::*;
-use xen_abi::io::blkif::*;
 use xen_abi::io::console::*;
-use xen_abi::io::ring::*;
-use xen_abi::io::xenbus::XenbusState;
-use xen_abi::io::xs_wire::{
-    self, RingError, XenstoreDomainInterface, XsType, XsdSockmsg, error_name,
-};
 use xen_abi::memory::*;
 use xen_abi::mm::*;
 use xen_abi::nmi::*;
@@ -132,13 +125,13 @@ pub fn table() -> Table {
     cpu(&mut t);
     memory(&mut t);
     event_channel(&mut t);
-    grant_table(&mut t);
+    super::grant_table::add(&mut t);
     operations(&mut t);
     physdev(&mut t);
     start(&mut t);
-    block(&mut t);
+    super::blkif::add(&mut t);
     super::netif::add(&mut t);
-    store(&mut t);
+    super::xenstore::add(&mut t);
     t
 }
 
@@ -343,75 +336,6 @@ fn event_channel(t: &mut Table) {
     }
 }
 
-fn grant_table(t: &mut Table) {
-    structures! { t;
-        GrantEntryV1 = "grant_entry_v1_t" { flags, domid, frame }
-        GrantEntryV2 = "grant_entry_v2_t" {
-            flags = "hdr.flags", domid = "hdr.domid", page_off = "sub_page.page_off",
-            length = "sub_page.length", frame = "full_page.frame",
-        }
-        GnttabMapGrantRef = "gnttab_map_grant_ref_t" {
-            host_addr, flags, ref_ = "ref", dom, status, handle, dev_bus_addr,
-        }
-        GnttabUnmapGrantRef = "gnttab_unmap_grant_ref_t" { host_addr, dev_bus_addr, handle, status }
-        GnttabUnmapGrantRef = "gnttab_unmap_and_replace_t" {
-            host_addr, dev_bus_addr = "new_addr", handle, status,
-        }
-        GnttabSetupTable = "gnttab_setup_table_t" { dom, nr_frames, status, frame_list }
-        GnttabTransfer = "gnttab_transfer_t" { mfn, domid, ref_ = "ref", status }
-        GnttabCopyPtr = "struct gnttab_copy_ptr" { u, domid, offset }
-        GnttabCopy = "gnttab_copy_t" { source, dest, len, flags, status }
-        GnttabQuerySize = "gnttab_query_size_t" { dom, nr_frames, max_nr_frames, status }
-        GnttabSetVersion = "gnttab_set_version_t" { version }
-        GnttabGetStatusFrames = "gnttab_get_status_frames_t" { nr_frames, dom, status, frame_list }
-        GnttabGetVersion = "gnttab_get_version_t" { dom, version }
-        GnttabSwapGrantRef = "gnttab_swap_grant_ref_t" { ref_a, ref_b, status }
-        GnttabCacheFlush = "gnttab_cache_flush_t" { a, offset, length, op }
-    }
-    codes! { t; GnttabOp, "GNTTABOP_", to_lowercase {
-        MAP_GRANT_REF, UNMAP_GRANT_REF, SETUP_TABLE, DUMP_TABLE, TRANSFER, COPY, QUERY_SIZE,
-        UNMAP_AND_REPLACE, SET_VERSION, GET_STATUS_FRAMES, GET_VERSION, SWAP_GRANT_REF,
-        CACHE_FLUSH,
-    } }
-    codes! { t; GrantStatus, "GNTST_", to_lowercase {
-        OKAY, GENERAL_ERROR, BAD_DOMAIN, BAD_GNTREF, BAD_HANDLE, BAD_VIRT_ADDR, BAD_DEV_ADDR,
-        NO_DEVICE_SPACE, PERMISSION_DENIED, BAD_PAGE, BAD_COPY_ARG, ADDRESS_TOO_BIG, EAGAIN,
-        NO_SPACE,
-    } }
-    constants! { t;
-        NR_RESERVED_ENTRIES = "GNTTAB_NR_RESERVED_ENTRIES",
-        gtf::INVALID = "GTF_invalid",
-        gtf::PERMIT_ACCESS = "GTF_permit_access",
-        gtf::ACCEPT_TRANSFER = "GTF_accept_transfer",
-        gtf::TRANSITIVE = "GTF_transitive",
-        gtf::TYPE_MASK = "GTF_type_mask",
-        gtf::READONLY = "GTF_readonly",
-        gtf::READING = "GTF_reading",
-        gtf::WRITING = "GTF_writing",
-        gtf::PWT = "GTF_PWT",
-        gtf::PCD = "GTF_PCD",
-        gtf::PAT = "GTF_PAT",
-        gtf::SUB_PAGE = "GTF_sub_page",
-        gtf::TRANSFER_COMMITTED = "GTF_transfer_committed",
-        gtf::TRANSFER_COMPLETED = "GTF_transfer_completed",
-        gntmap::DEVICE_MAP = "GNTMAP_device_map",
-        gntmap::HOST_MAP = "GNTMAP_host_map",
-        gntmap::READONLY = "GNTMAP_readonly",
-        gntmap::APPLICATION_MAP = "GNTMAP_application_map",
-        gntmap::CONTAINS_PTE = "GNTMAP_contains_pte",
-        GNTCOPY_SOURCE_GREF = "GNTCOPY_source_gref",
-        GNTCOPY_DEST_GREF = "GNTCOPY_dest_gref",
-        GNTTAB_CACHE_CLEAN = "GNTTAB_CACHE_CLEAN",
-        GNTTAB_CACHE_INVAL = "GNTTAB_CACHE_INVAL",
-        GNTTAB_CACHE_SOURCE_GREF = "GNTTAB_CACHE_SOURCE_GREF",
-        V1_ENTRIES_PER_PAGE = "4096 / sizeof(grant_entry_v1_t)",
-        V2_ENTRIES_PER_PAGE = "4096 / sizeof(grant_entry_v2_t)",
-        STATUS_PER_PAGE = "4096 / sizeof(grant_status_t)",
-    }
-    t.add("RESERVED_CONSOLE", "GNTTAB_RESERVED_CONSOLE", RESERVED_CONSOLE.0.into());
-    t.add("RESERVED_XENSTORE", "GNTTAB_RESERVED_XENSTORE", RESERVED_XENSTORE.0.into());
-}
-
 fn operations(t: &mut Table) {
     structures! { t;
         SchedShutdown = "sched_shutdown_t" { reason }
@@ -544,114 +468,4 @@ fn start(t: &mut Table) {
         GUEST_VERSION, LOADER, PAE_MODE, FEATURES, BSD_SYMTAB, HV_START_LOW, L1_MFN_VALID,
         SUSPEND_CANCEL, INIT_P2M, MOD_START_PFN, SUPPORTED_FEATURES, PHYS32_ENTRY,
     } }
-}
-
-fn block(t: &mut Table) {
-    structures! { t;
-        BlkifSegment = "struct blkif_request_segment" { gref, first_sect, last_sect }
-        BlkifRequest = "blkif_request_t" {
-            operation, nr_segments, handle, id, sector_number, seg,
-        }
-        BlkifRequestDiscard = "blkif_request_discard_t" {
-            operation, flag, handle, id, sector_number, nr_sectors,
-        }
-        BlkifRequestIndirect = "blkif_request_indirect_t" {
-            operation, indirect_op, nr_segments, id, sector_number, handle, indirect_grefs,
-        }
-        BlkifResponse = "blkif_response_t" { id, operation, status }
-        BlkifRequest32 = "blkif32_request_t" {
-            operation, nr_segments, handle, id, sector_number, seg,
-        }
-        BlkifRequestDiscard32 = "blkif32_request_discard_t" {
-            operation, flag, handle, id, sector_number, nr_sectors,
-        }
-        BlkifRequestIndirect32 = "blkif32_request_indirect_t" {
-            operation, indirect_op, nr_segments, id, sector_number, handle, indirect_grefs,
-        }
-        BlkifResponse32 = "blkif32_response_t" { id, operation, status }
-    }
-    codes! { t; BlkifOp, "BLKIF_OP_", to_uppercase {
-        READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE, RESERVED_1, DISCARD, INDIRECT,
-    } }
-    codes! { t; BlkifStatus, "BLKIF_RSP_", to_uppercase { OKAY, ERROR, EOPNOTSUPP } }
-    constants! { t;
-        MAX_SEGMENTS_PER_REQUEST = "BLKIF_MAX_SEGMENTS_PER_REQUEST",
-        MAX_INDIRECT_PAGES = "BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST",
-        DISCARD_SECURE = "BLKIF_DISCARD_SECURE",
-        VDISK_CDROM = "VDISK_CDROM",
-        VDISK_REMOVABLE = "VDISK_REMOVABLE",
-        VDISK_READONLY = "VDISK_READONLY",
-        REQ_PROD = "__builtin_offsetof(blkif_sring_t, req_prod) / 4",
-        REQ_EVENT = "__builtin_offsetof(blkif_sring_t, req_event) / 4",
-        RSP_PROD = "__builtin_offsetof(blkif_sring_t, rsp_prod) / 4",
-        RSP_EVENT = "__builtin_offsetof(blkif_sring_t, rsp_event) / 4",
-        ENTRIES = "__builtin_offsetof(blkif_sring_t, ring) / 4",
-    }
-    for (name, value) in [("X86_32", PROTOCOL_X86_32), ("X86_64", PROTOCOL_X86_64)] {
-        let same = format!("__builtin_strcmp(XEN_IO_PROTO_ABI_{name}, \"{value}\") == 0");
-        t.add(format!("PROTOCOL_{name}"), same, 1);
-    }
-    for (ring, entry, pages) in [("blkif", 112, 1), ("blkif32", 108, 1), ("blkif", 112, 16)] {
-        let size = format!("__RING_SIZE((struct {ring}_sring *)0, {pages} * 4096)");
-        let value = ring_size(pages * 4096, entry);
-        t.add(format!("ring_size of {pages} pages for {ring}"), size, value.into());
-    }
-}
-
-fn store(t: &mut Table) {
-    structures! { t;
-        XsdSockmsg = "struct xsd_sockmsg" { type_ = "type", req_id, tx_id, len }
-        XenstoreDomainInterface = "struct xenstore_domain_interface" {
-            req, rsp, req_cons, req_prod, rsp_cons, rsp_prod, server_features, connection, error,
-        }
-    }
-    codes! { t; XsType, "XS_", to_uppercase {
-        CONTROL, DIRECTORY, READ, GET_PERMS, WATCH, UNWATCH, TRANSACTION_START, TRANSACTION_END,
-        INTRODUCE, RELEASE, GET_DOMAIN_PATH, WRITE, MKDIR, RM, SET_PERMS, WATCH_EVENT, ERROR,
-        IS_DOMAIN_INTRODUCED, RESUME, SET_TARGET, RESET_WATCHES, DIRECTORY_PART,
-    } }
-    codes! { t; RingError, "XENSTORE_ERROR_", to_uppercase { NONE, COMM, RINGIDX, PROTO } }
-    codes! { t; XenbusState, "XenbusState", to_uppercase {
-        UNKNOWN = "XenbusStateUnknown", INITIALISING = "XenbusStateInitialising",
-        INIT_WAIT = "XenbusStateInitWait", INITIALISED = "XenbusStateInitialised",
-        CONNECTED = "XenbusStateConnected", CLOSING = "XenbusStateClosing",
-        CLOSED = "XenbusStateClosed", RECONFIGURING = "XenbusStateReconfiguring",
-        RECONFIGURED = "XenbusStateReconfigured",
-    } }
-    constants! { t;
-        xs_wire::RING_SIZE = "XENSTORE_RING_SIZE",
-        xs_wire::PAYLOAD_MAX = "XENSTORE_PAYLOAD_MAX",
-        xs_wire::ABS_PATH_MAX = "XENSTORE_ABS_PATH_MAX",
-        xs_wire::REL_PATH_MAX = "XENSTORE_REL_PATH_MAX",
-        xs_wire::FEATURE_RECONNECTION = "XENSTORE_SERVER_FEATURE_RECONNECTION",
-        xs_wire::FEATURE_ERROR = "XENSTORE_SERVER_FEATURE_ERROR",
-        xs_wire::CONNECTED = "XENSTORE_CONNECTED",
-        xs_wire::RECONNECT = "XENSTORE_RECONNECT",
-    }
-    // Every error has the name the header's table gives it, and the table has no more.
-    let errors = [
-        Errno::EINVAL,
-        Errno::EACCES,
-        Errno::EEXIST,
-        Errno::EISDIR,
-        Errno::ENOENT,
-        Errno::ENOMEM,
-        Errno::ENOSPC,
-        Errno::EIO,
-        Errno::ENOTEMPTY,
-        Errno::ENOSYS,
-        Errno::EROFS,
-        Errno::EBUSY,
-        Errno::EAGAIN,
-        Errno::E2BIG,
-        Errno::EPERM,
-    ];
-    for error in errors {
-        let name = String::from_utf8_lossy(error_name(error));
-        let name = name.trim_end_matches('\0');
-        t.add(format!("number of {name}"), name.to_owned(), error.0.into());
-    }
-    // EISCONN is the one that no domU can meet.
-    let count = "sizeof(xsd_errors) / sizeof(xsd_errors[0])".to_owned();
-    t.add("number of errors".to_owned(), count, errors.len() as u64 + 1);
 }

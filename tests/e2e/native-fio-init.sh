@@ -35,7 +35,7 @@ sync
 echo "@@ trimmed $(fstrim -v /mnt 2>&1)"
 umount /tools/tmp
 umount /mnt || fail umount
-/sbin/blkdiscard "/dev/$data" || fail blkdiscard
+/sbin/blkdiscard -f "/dev/$data" || fail blkdiscard
 
 echo "@@ log begin"
 dmesg -r | grep '^<[0-4]>'

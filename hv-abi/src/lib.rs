@@ -14,6 +14,7 @@ pub mod guest_os_id;
 pub mod guid;
 pub mod hypercall;
 pub mod msr;
+pub mod netvsc;
 pub mod nt_status;
 pub mod reference_tsc;
 pub mod scsi;

@@ -8,7 +8,7 @@
 //! - IBRS, IBPB, STIBP, SSBD, PSFD, SBPB, ARCH_CAPABILITIES: their MSRs are not passed on;
 //! - DBEXT: its address-mask MSRs are not.
 //!
-//! MCE and MCA are shown as Xen shows them, with no banks to report in, since no machine checks are
+//! MCE and MCA are shown as Xen shows them, with banks that stay empty: no machine checks are
 //! passed on. On AMD's processors SEP is hidden: outside of legacy mode they have no SYSENTER
 //! (`init_amd`).
 //!
@@ -21,6 +21,7 @@ use xen_abi::cpuid::{
     XEN_CPUID_MAX_PV_LEAF, XEN_CPUID_RDTSCP_INSTR_AVAIL, XEN_CPUID_SIGNATURE_EBX,
     XEN_CPUID_SIGNATURE_ECX, XEN_CPUID_SIGNATURE_EDX, XEN_HYPERCALL_MSR,
 };
+use xen_abi::{Mfn, PAGE_SHIFT};
 
 use super::control::CR4_OSXSAVE;
 use crate::Ctx;
@@ -326,12 +327,14 @@ fn xen<P: Platform>(cx: &Ctx<'_, P>, leaf: u32, subleaf: u32) -> CpuidResult {
             CpuidResult { ecx: scale.mul, edx: i32::from(scale.shift) as u32, ..ZERO }
         }
         (3, 2) => CpuidResult { eax: cx.plat.tsc_scale().khz, ..ZERO },
-        // Width of a machine address.
-        (5, 0) => {
-            let bits = u64::BITS - cx.plat.max_mfn().0.leading_zeros() + 12;
-            CpuidResult { ebx: bits, ..ZERO }
-        }
+        (5, 0) => CpuidResult { ebx: machine_address_bits(cx.plat.max_mfn()), ..ZERO },
         // Leaf 4 is for HVM guests.
         _ => ZERO,
     }
+}
+
+/// Width of the machine addresses below a frame.
+pub(super) const fn machine_address_bits(above: Mfn) -> u32 {
+    let highest = above.0.saturating_sub(1);
+    u64::BITS - highest.leading_zeros() + PAGE_SHIFT
 }

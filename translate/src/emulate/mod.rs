@@ -22,6 +22,7 @@ mod control;
 pub mod cpuid;
 pub mod decode;
 mod io;
+mod machine_check;
 mod msr;
 pub use msr::read_segment_base;
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub struct ControlRegs {
     speaker: u8,
     /// TSC_AUX.
     tsc_aux: u32,
+    machine_check: machine_check::MachineCheck,
 }
 
 /// What became of a trapped instruction.

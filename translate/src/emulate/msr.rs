@@ -19,8 +19,6 @@ use crate::regs::CpuRegs;
 /// The instruction.
 const RDMSR: u16 = u16::from_le_bytes([0x0f, 0x32]);
 
-const P5_MC_ADDR: u32 = 0;
-const P5_MC_TYPE: u32 = 1;
 const TSC: u32 = 0x10;
 const PLATFORM_ID: u32 = 0x17;
 const APIC_BASE: u32 = 0x1b;
@@ -30,8 +28,6 @@ const PLATFORM_INFO: u32 = 0xce;
 const MPERF: u32 = 0xe7;
 const APERF: u32 = 0xe8;
 const MISC_FEATURES_ENABLES: u32 = 0x140;
-const MCG_CAP: u32 = 0x179;
-const MCG_STATUS: u32 = 0x17a;
 const PERF_STATUS: u32 = 0x198;
 const PERF_CTL: u32 = 0x199;
 const THERM_CONTROL: u32 = 0x19a;
@@ -132,9 +128,8 @@ fn known<P: Platform>(cx: &Ctx<'_, P>, msr: u32) -> Option<u64> {
         PAT => Some(PAT_VALUE),
         APIC_BASE => Some(APIC_BASE_VALUE | if cx.vcpu.id == 0 { APIC_BASE_BSP } else { 0 }),
         TSC_AUX => has_tsc_aux(cx).then_some(cx.vcpu.control.tsc_aux.into()),
-        // No CPUID faulting on offer, none on; no revision known; no machine-check banks.
+        // No CPUID faulting on offer, none on; no revision known.
         PLATFORM_INFO | MISC_FEATURES_ENABLES | PERF_CAPABILITIES => Some(0),
-        P5_MC_ADDR | P5_MC_TYPE | MCG_CAP | MCG_STATUS => Some(0),
         UCODE_REV => (vendor != Vendor::Other).then_some(0),
         PLATFORM_ID | PERF_STATUS | PERF_CTL | THERM_STATUS => intel(0),
         MISC_ENABLE => intel(MISC_ENABLE_VALUE),
@@ -142,7 +137,7 @@ fn known<P: Platform>(cx: &Ctx<'_, P>, msr: u32) -> Option<u64> {
         AMD64_DE_CFG => amd(DE_CFG_LFENCE_SERIALISE),
         _ if is_amd_pstate(msr) => amd(0),
         _ if is_perf_counter(vendor, msr) => Some(0),
-        _ => None,
+        _ => cx.vcpu.control.machine_check.read(vendor, msr),
     }
 }
 
@@ -167,7 +162,8 @@ pub(super) fn write<P: Platform>(cx: &mut Ctx<'_, P>, msr: u32, value: u64) -> O
         MPERF | APERF => intel || amd,
         K8_HWCR | AMD64_DE_CFG => amd,
         AMD64_NB_CFG => true,
-        _ => amd && is_amd_pstate(msr) || is_perf_counter(vendor, msr),
+        _ if amd && is_amd_pstate(msr) || is_perf_counter(vendor, msr) => true,
+        _ => return cx.vcpu.control.machine_check.write(vendor, msr, value),
     };
     accepted.then_some(())
 }

@@ -1,7 +1,10 @@
 //! CPUID as the guest sees it.
 
+use xen_abi::Mfn;
+
 use super::{cpuid_leaf, forced, guest_cpuid, machine, processor};
 use crate::emulate::Emulation;
+use crate::emulate::cpuid::machine_address_bits;
 use crate::fake::user_regs;
 use crate::regs::CpuRegs;
 
@@ -18,6 +21,13 @@ fn xen_leaves() {
     assert_eq!(guest_cpuid(&mut machine, 0x4000_0005, 0), [0, 25, 0, 0]);
     for leaf in [0x4000_0006, 0x4000_0100, 0x4000_00ff] {
         assert_eq!(guest_cpuid(&mut machine, leaf, 0), [0; 4], "Hyper-V is not shown");
+    }
+}
+
+#[test]
+fn machine_addresses_are_as_wide_as_the_highest_one() {
+    for (above, bits) in [(0x8_0000, 31), (0x8_0001, 32), (0x10_0000, 32), (0x14_0000, 33)] {
+        assert_eq!(machine_address_bits(Mfn(above)), bits, "{above:#x}");
     }
 }
 

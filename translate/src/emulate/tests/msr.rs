@@ -50,3 +50,37 @@ fn the_hypercall_msr_fills_a_page() {
     assert!(!wrmsr(&mut machine, 0x4000_0000, mfn(20).base().0 + 1));
     assert!(!wrmsr(&mut machine, 0x4000_0000, 0));
 }
+
+#[test]
+fn two_machine_check_banks_stay_empty() {
+    let mut machine = machine();
+    let m = &mut machine;
+    for vendor in [b"GenuineIntel", b"AuthenticAMD", b"CentaurHauls"] {
+        processor(m, vendor);
+        let intel = vendor == b"GenuineIntel";
+        assert_eq!(rdmsr(m, 0x179), Some(if intel { 0x100_0c02 } else { 2 }));
+        // CTL of the two banks, and of one behind them.
+        for (ctl, value) in [(0x400, !0), (0x404, !0), (0x408, 0), (0x47c, 0)] {
+            assert_eq!(rdmsr(m, ctl), Some(value), "{ctl:#x}");
+            assert!(wrmsr(m, ctl, 0));
+            assert_eq!(rdmsr(m, ctl), Some(value), "{ctl:#x}");
+            for register in ctl + 1..ctl + 4 {
+                assert_eq!(rdmsr(m, register), Some(0), "{register:#x}");
+                assert!(wrmsr(m, register, 0));
+                assert_eq!(wrmsr(m, register, 1 << 63), value == 0, "{register:#x}");
+            }
+        }
+        for (ctl2, kept) in [(0x280, intel), (0x281, intel), (0x282, false), (0x29f, false)] {
+            assert!(wrmsr(m, ctl2, 1 << 30));
+            assert_eq!(rdmsr(m, ctl2), Some(if kept { 1 << 30 } else { 0 }), "{ctl2:#x}");
+        }
+        assert!(wrmsr(m, 0x17a, 4) && wrmsr(m, 0x179, 0) && wrmsr(m, 0x17b, 0));
+        assert_eq!((rdmsr(m, 0x17a), rdmsr(m, 0x17b)), (Some(4), Some(0)));
+        assert_eq!((rdmsr(m, 0), rdmsr(m, 1)), (Some(0), Some(0)));
+        assert!(!wrmsr(m, 0, 0) && !wrmsr(m, 1, 0));
+        for beyond in [0x178, 0x17c, 0x27f, 0x2a0, 0x3ff, 0x480, 0x4d0] {
+            assert_eq!(rdmsr(m, beyond), None, "{beyond:#x}");
+            assert!(!wrmsr(m, beyond, 0), "{beyond:#x}");
+        }
+    }
+}

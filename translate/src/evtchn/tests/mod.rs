@@ -307,6 +307,31 @@ fn fifo_set_up() {
     start_fifo(&mut m);
 }
 
+/// As in Xen: nobody but a toolstack binds the store's and the console's ports again, and what
+/// the guest puts in their place is its own.
+#[test]
+fn reset_takes_the_backends_ports() {
+    let mut m = Machine::new();
+    let store = m.dom.evtchn.alloc_backend(&m.plat, Backend::Xenstore).expect("free");
+    let console = m.dom.evtchn.alloc_backend(&m.plat, Backend::Console).expect("free");
+    assert_eq!((store, console), (1, 2));
+    assert_eq!(op(&mut m, EvtchnOp::SEND, &[store]), ret(0));
+    assert_eq!(op(&mut m, EvtchnOp::RESET, &[SELF]), ret(0));
+    for port in [store, console] {
+        assert_eq!(op(&mut m, EvtchnOp::SEND, &[port]), Err(Errno::EINVAL));
+        assert_eq!(op(&mut m, EvtchnOp::CLOSE, &[port]), Err(Errno::EINVAL));
+    }
+    assert_eq!(bind_ipi(&mut m, 0), store);
+    assert_eq!(alloc(&mut m, 0), console);
+    notify(&m.dom, &m.plat, Here::NOWHERE, store, Backend::Xenstore);
+    notify(&m.dom, &m.plat, Here::NOWHERE, console, Backend::Console);
+    assert!(!pending(&m, store) && !pending(&m, console));
+    assert_eq!(op(&mut m, EvtchnOp::SEND, &[store]), ret(0));
+    assert!(pending(&m, store));
+    // It waits for domain 0 as any port does that a frontend allocates.
+    assert_eq!(status(&mut m, console).0, 1);
+}
+
 #[test]
 fn fifo_page_given_away() {
     let mut m = Machine::new();

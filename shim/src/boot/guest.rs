@@ -170,11 +170,12 @@ pub(super) fn launch(
     let mut vcpu = Vcpu::new(0, info);
     let cpu_for_boot = cpu::Cpu::new(0);
     let plat = Shim { cpu: &cpu_for_boot };
-    let Ok(console_port) = dom.evtchn.alloc_backend(&plat, Backend::Console) else {
-        give_up!("no event channel for the console")
-    };
+    // In the order of Xen's toolstack: the store has port 1, the console port 2.
     let Ok(store_port) = dom.evtchn.alloc_backend(&plat, Backend::Xenstore) else {
         give_up!("no event channel for xenstore")
+    };
+    let Ok(console_port) = dom.evtchn.alloc_backend(&plat, Backend::Console) else {
+        give_up!("no event channel for the console")
     };
     let grants = (own.shared.start + 1..own.shared.end).map(Mfn);
     dom.gnttab.set_pool(&plat, &grants.collect::<ArrayVec<Mfn, { gnttab::MAX_POOL }>>());

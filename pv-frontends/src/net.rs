@@ -258,7 +258,7 @@ impl<'a> RxPacket<'a> {
     }
 
     /// Where the bytes are, in order, none across a page's end.
-    pub fn pieces(&self) -> impl Iterator<Item = RxPiece> + 'a {
+    pub fn pieces(&self) -> impl Iterator<Item = RxPiece> + Clone + 'a {
         let buffer = self.buffer;
         self.parts.iter().flat_map(move |&(at, len)| pieces(buffer, at, len))
     }
@@ -287,7 +287,7 @@ impl<'a> RxPacket<'a> {
 
 const PAGE_BYTES: u64 = 4096;
 
-fn pieces(buffer: &[RxPage], at: u32, len: u32) -> impl Iterator<Item = RxPiece> + '_ {
+fn pieces(buffer: &[RxPage], at: u32, len: u32) -> impl Iterator<Item = RxPiece> + Clone + '_ {
     let end = u64::from(at) + u64::from(len);
     let mut at = u64::from(at);
     core::iter::from_fn(move || {

@@ -60,12 +60,13 @@ impl Lab {
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<Outcome> {
         let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
-        let outcome = self.host()?.run(machine, input, &mut |bytes| {
+        let mut output = |bytes: &[u8]| {
             if show {
                 eprint!("{}", String::from_utf8_lossy(bytes));
             }
             output(bytes);
-        });
+        };
+        let outcome = self.host().and_then(|host| host.run(machine, input, &mut output));
         // No second try here: the guest's disks are no longer as they were.
         if outcome.is_err() {
             self.host = None;

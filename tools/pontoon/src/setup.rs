@@ -36,6 +36,7 @@ const TEST: &[Need] = &[
     need("dosfstools", "/sbin/mkfs.vfat"),
     need("mtools", "/usr/bin/mcopy"),
     need("fio", "/usr/bin/fio"),
+    need("qemu-utils", "/usr/bin/qemu-img"),
     need("mmdebstrap", "/usr/bin/mmdebstrap"),
 ];
 

@@ -5,13 +5,12 @@
 //! to the file at once and the others wait: not only a flush that is missing shows
 //! after a cut, but also two writes that needed one between them.
 
+use crate::storvsp::medium::Medium;
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
-use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A cache that is full writes out all it has.
@@ -55,9 +54,9 @@ impl WriteCache {
     ///
     /// # Errors
     /// The system's.
-    pub fn read(&self, file: &File, first: u64, data: &mut [u8]) -> io::Result<()> {
+    pub fn read(&self, medium: &dyn Medium, first: u64, data: &mut [u8]) -> io::Result<()> {
         let held = self.held();
-        file.read_exact_at(data, self.offset(first))?;
+        medium.read(self.offset(first), data)?;
         for (sector, part) in (first..).zip(data.chunks_exact_mut(self.sector_bytes)) {
             if let Some(newer) = held.sectors.get(&sector) {
                 part.copy_from_slice(newer);
@@ -70,7 +69,7 @@ impl WriteCache {
     ///
     /// # Errors
     /// The system's.
-    pub fn write(&self, file: &File, first: u64, data: &[u8]) -> io::Result<()> {
+    pub fn write(&self, medium: &dyn Medium, first: u64, data: &[u8]) -> io::Result<()> {
         let mut held = self.held();
         let (mut run, mut keep) = (0, false);
         for (sector, part) in (first..).zip(data.chunks_exact(self.sector_bytes)) {
@@ -82,12 +81,12 @@ impl WriteCache {
             if keep {
                 held.sectors.insert(sector, part.to_vec());
             } else {
-                file.write_all_at(part, self.offset(sector))?;
+                medium.write(self.offset(sector), part)?;
                 held.sectors.remove(&sector);
             }
         }
         if held.sectors.len() * self.sector_bytes > HELD_BYTES_MAX {
-            self.write_held(&mut held, file, 0..u64::MAX)?;
+            self.write_held(&mut held, medium, 0..u64::MAX)?;
         }
         Ok(())
     }
@@ -96,13 +95,18 @@ impl WriteCache {
     ///
     /// # Errors
     /// The system's; what could not be written is still held.
-    pub fn write_out(&self, file: &File, sectors: Range<u64>) -> io::Result<()> {
-        self.write_held(&mut self.held(), file, sectors)
+    pub fn write_out(&self, medium: &dyn Medium, sectors: Range<u64>) -> io::Result<()> {
+        self.write_held(&mut self.held(), medium, sectors)
     }
 
-    fn write_held(&self, held: &mut Held, file: &File, sectors: Range<u64>) -> io::Result<()> {
+    fn write_held(
+        &self,
+        held: &mut Held,
+        medium: &dyn Medium,
+        sectors: Range<u64>,
+    ) -> io::Result<()> {
         for (sector, data) in held.sectors.range(sectors.clone()) {
-            file.write_all_at(data, self.offset(*sector))?;
+            medium.write(self.offset(*sector), data)?;
         }
         held.sectors.retain(|sector, _| !sectors.contains(sector));
         Ok(())
@@ -121,11 +125,19 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storvsp::raw::Raw;
+
+    fn file(bytes: u64) -> (tempfile::TempDir, Raw) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+        let options = format!("{},direct=off", path.display()).parse().unwrap();
+        (dir, Raw::open(&options).unwrap().0)
+    }
 
     #[test]
     fn what_was_written_is_read_whether_held_or_not() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(1 << 20).unwrap();
+        let (_dir, file) = file(1 << 20);
         let cache = WriteCache::new(512);
         let mut expected = vec![0u8; 1 << 20];
         for round in 0..200usize {
@@ -137,22 +149,22 @@ mod tests {
         let mut back = vec![0u8; 1 << 20];
         cache.read(&file, 0, &mut back).unwrap();
         assert!(back == expected, "read");
-        file.read_exact_at(&mut back, 0).unwrap();
+        file.read(0, &mut back).unwrap();
         assert!(back != expected, "nothing was held");
         assert!(back.iter().any(|b| *b != 0), "everything was held");
         cache.write_out(&file, 100..200).unwrap();
-        file.read_exact_at(&mut back, 0).unwrap();
+        file.read(0, &mut back).unwrap();
         assert!(back[100 * 512..200 * 512] == expected[100 * 512..200 * 512]);
         assert!(back != expected);
         cache.write_out(&file, 0..u64::MAX).unwrap();
         assert!(cache.held().sectors.is_empty());
-        file.read_exact_at(&mut back, 0).unwrap();
+        file.read(0, &mut back).unwrap();
         assert!(back == expected, "written out");
     }
 
     #[test]
     fn a_full_cache_is_written_out() {
-        let file = tempfile::tempfile().unwrap();
+        let (_dir, file) = file(4 * HELD_BYTES_MAX as u64);
         let cache = WriteCache::new(4096);
         let data = vec![1; 4096];
         for sector in 0..3 * (HELD_BYTES_MAX / 4096) as u64 {

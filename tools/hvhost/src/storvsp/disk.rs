@@ -2,42 +2,31 @@
 
 use crate::storvsp::cache::WriteCache;
 use crate::storvsp::fault::{Fault, Kind, Op};
-use crate::storvsp::io::{Aligned, Transfer, transfer};
-use crate::storvsp::options::{Direct, DiskOptions, Format};
-use anyhow::{Context, Result, bail, ensure};
+use crate::storvsp::io::{Aligned, Transfer};
+use crate::storvsp::medium::Medium;
+use crate::storvsp::options::{DiskOptions, Format};
+use crate::storvsp::qcow2::Qcow2;
+use crate::storvsp::raw::Raw;
+use anyhow::{Context, Result, ensure};
 use hv_abi::Guid;
-use rustix::fs::{FallocateFlags, fallocate};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::io;
 use std::path::Path;
 use std::thread;
 use vm_memory::VolatileSlice;
 
 /// Most bytes written at once where a block is repeated.
 const REPEAT_BYTES: u64 = 256 << 10;
-const FOOTER_BYTES: u64 = 512;
-
-/// Alignment that transfers around the page cache need.
-#[derive(Clone, Copy, Debug)]
-struct Alignment {
-    memory: usize,
-}
 
 /// An open disk.
 #[derive(Debug)]
 pub struct Disk {
-    file: File,
-    /// `Some`: around the page cache.
-    direct: Option<Alignment>,
+    medium: Box<dyn Medium>,
     /// What was not flushed is to be lost at a kill.
     cache: Option<WriteCache>,
     sectors: u64,
     sector_bytes: u32,
     read_only: bool,
     dvd: bool,
-    /// Holes can be punched.
-    discard: bool,
     id: Guid,
     faults: Vec<Fault>,
 }
@@ -53,26 +42,25 @@ impl Disk {
     }
 
     fn open_named(options: &DiskOptions, place: (u32, u8), faults: &[Fault]) -> Result<Self> {
-        let plain = open_file(&options.file, options.read_only, 0)?;
-        let kind = plain.metadata()?.file_type();
-        ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
-        let size = data_size(&plain, options.format)?;
+        let (medium, size): (Box<dyn Medium>, u64) = if options.format == Format::Qcow2 {
+            let (image, size) = Qcow2::open(options)?;
+            (Box::new(image), size)
+        } else {
+            let (raw, size) = Raw::open(options)?;
+            (Box::new(raw), size)
+        };
         let sector = u64::from(options.sector_bytes);
         ensure!(size != 0, "it is empty");
         ensure!(size.is_multiple_of(sector), "its size is not a multiple of {sector} bytes");
-        let (file, direct) = choose_cache(plain, options)?;
-        let discard = !options.read_only && can_discard(&file, kind.is_block_device(), size);
         let id = options.id.unwrap_or_else(|| identity(&options.file, place));
         let here = |f: &&Fault| f.scsi.is_none_or(|at| at == place);
         Ok(Self {
-            file,
-            direct,
+            medium,
             cache: options.volatile.then(|| WriteCache::new(options.sector_bytes)),
             sectors: size / sector,
             sector_bytes: options.sector_bytes,
             read_only: options.read_only,
             dvd: options.dvd,
-            discard,
             id,
             faults: faults.iter().filter(here).cloned().collect(),
         })
@@ -105,13 +93,13 @@ impl Disk {
     /// Whether space can be given back.
     #[must_use]
     pub fn can_unmap(&self) -> bool {
-        self.discard
+        !self.read_only && self.medium.can_discard()
     }
 
     /// Whether transfers go around the page cache.
     #[must_use]
     pub fn is_direct(&self) -> bool {
-        self.direct.is_some()
+        self.medium.is_direct()
     }
 
     /// Identity.
@@ -150,15 +138,11 @@ impl Disk {
         let count = self.strike(op, first, count)?;
         let (at, bytes) = (self.offset(first), self.offset(count));
         let pieces = pieces(bytes).ok_or(io::ErrorKind::InvalidInput)?;
-        let aligned = self.direct.is_none_or(|alignment| {
-            let fits = |n: usize| n.is_multiple_of(alignment.memory);
-            pieces.iter().all(|p| fits(p.ptr_guard().as_ptr() as usize) && fits(p.len()))
-        });
-        if aligned && self.cache.is_none() {
-            transfer(&self.file, kind, at, &pieces)?;
-        } else {
-            self.bounce(kind, first, bytes, &pieces)?;
-        }
+        let in_place = match self.cache {
+            None => self.medium.in_place(kind, at, &pieces),
+            Some(_) => None,
+        };
+        in_place.unwrap_or_else(|| self.bounce(kind, first, bytes, &pieces))?;
         Ok(count)
     }
 
@@ -187,12 +171,10 @@ impl Disk {
             });
         }
         match (&self.cache, kind) {
-            (Some(cache), Transfer::Read) => cache.read(&self.file, first, whole)?,
-            (Some(cache), Transfer::Write) => cache.write(&self.file, first, whole)?,
-            (None, _) => {
-                let piece = VolatileSlice::from(&mut *whole);
-                transfer(&self.file, kind, self.offset(first), &[piece])?;
-            }
+            (Some(cache), Transfer::Read) => cache.read(&*self.medium, first, whole)?,
+            (Some(cache), Transfer::Write) => cache.write(&*self.medium, first, whole)?,
+            (None, Transfer::Read) => self.medium.read(self.offset(first), whole)?,
+            (None, Transfer::Write) => self.medium.write(self.offset(first), whole)?,
         }
         if kind == Transfer::Read {
             each(whole, &|part, piece| piece.copy_from(part));
@@ -208,15 +190,7 @@ impl Disk {
         let count = self.strike(Op::Write, first, count)?;
         self.write_out(first, count)?;
         let (at, bytes) = (self.offset(first), self.offset(count));
-        if block.iter().all(|b| *b == 0)
-            && fallocate(
-                &self.file,
-                FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
-                at,
-                bytes,
-            )
-            .is_ok()
-        {
+        if block.iter().all(|b| *b == 0) && self.medium.zero(at, bytes)? {
             return Ok(());
         }
         let chunk = bytes.min(REPEAT_BYTES);
@@ -228,8 +202,7 @@ impl Disk {
         let mut done = 0;
         while done < bytes {
             let now = usize::try_from(chunk.min(bytes - done)).map_err(io::Error::other)?;
-            let part = whole.get_mut(..now).unwrap_or_default();
-            transfer(&self.file, Transfer::Write, at + done, &[VolatileSlice::from(part)])?;
+            self.medium.write(at + done, whole.get(..now).unwrap_or_default())?;
             done += now as u64;
         }
         Ok(())
@@ -242,16 +215,11 @@ impl Disk {
     /// The system's, or a fault on purpose.
     pub fn unmap(&self, first: u64, count: u64) -> io::Result<()> {
         let count = self.strike(Op::Unmap, first, count)?;
-        if count == 0 || !self.discard {
+        if count == 0 || !self.can_unmap() {
             return Ok(());
         }
         self.write_out(first, count)?;
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&self.file, flags, self.offset(first), self.offset(count)) {
-            // What cannot be given back in these pieces stays.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) | Ok(()) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.medium.discard(self.offset(first), self.offset(count))
     }
 
     /// All that was written is on the medium.
@@ -269,104 +237,18 @@ impl Disk {
     /// The system's.
     pub fn settle(&self) -> io::Result<()> {
         self.write_out(0, u64::MAX)?;
-        if self.read_only { Ok(()) } else { self.file.sync_data() }
+        self.medium.sync()
     }
 
     /// The file has what the cache had.
     fn write_out(&self, first: u64, count: u64) -> io::Result<()> {
         let sectors = first..first.saturating_add(count);
-        self.cache.as_ref().map_or(Ok(()), |cache| cache.write_out(&self.file, sectors))
+        self.cache.as_ref().map_or(Ok(()), |cache| cache.write_out(&*self.medium, sectors))
     }
 
     fn offset(&self, sectors: u64) -> u64 {
         sectors * u64::from(self.sector_bytes)
     }
-}
-
-fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<File> {
-    OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path)
-}
-
-/// Bytes of the disk in a file.
-fn data_size(file: &File, format: Format) -> Result<u64> {
-    // Works for block devices, too.
-    let mut end = file;
-    let size = end.seek(SeekFrom::End(0))?;
-    let mut start = [0u8; 8];
-    end.seek(SeekFrom::Start(0))?;
-    let read = end.read(&mut start)?;
-    let start = start.get(..read).unwrap_or_default();
-    let footer = vhd_footer(file, size);
-    match format {
-        Format::Raw => Ok(size),
-        Format::Vhd => match footer {
-            Some((2, bytes)) if bytes <= size - FOOTER_BYTES => Ok(bytes),
-            Some((2, _)) => bail!("the VHD's footer names more bytes than the file has"),
-            Some(_) => bail!("only VHDs of fixed size can be used; convert it to raw"),
-            None => bail!("not a VHD"),
-        },
-        Format::Guess => {
-            let what = match start {
-                [b'Q', b'F', b'I', 0xfb, ..] => "qcow2",
-                b"vhdxfile" => "VHDX",
-                b"conectix" => "dynamic VHD",
-                b"KDMV\x01\0\0\0" => "VMDK",
-                _ if footer.is_some() => "VHD",
-                _ => return Ok(size),
-            };
-            let hint = if what == "VHD" { "give format=vhd" } else { "convert it to raw" };
-            bail!("looks like a {what} image: {hint}, or give format=raw if it is none")
-        }
-    }
-}
-
-/// Type and size a VHD's footer names.
-fn vhd_footer(file: &File, size: u64) -> Option<(u32, u64)> {
-    let mut footer = [0u8; FOOTER_BYTES as usize];
-    file.read_exact_at(&mut footer, size.checked_sub(FOOTER_BYTES)?).ok()?;
-    let bytes = u64::from_be_bytes(footer.get(48..56)?.try_into().ok()?);
-    let kind = u32::from_be_bytes(footer.get(60..64)?.try_into().ok()?);
-    footer.starts_with(b"conectix").then_some((kind, bytes))
-}
-
-/// Opens the file around the page cache where that is wanted and possible.
-fn choose_cache(plain: File, options: &DiskOptions) -> Result<(File, Option<Alignment>)> {
-    if options.direct == Direct::Off || options.volatile {
-        return Ok((plain, None));
-    }
-    let tried = open_file(&options.file, options.read_only, libc::O_DIRECT)
-        .and_then(|file| alignment(&file, options.sector_bytes).map(|a| (file, a)));
-    match tried {
-        Ok((file, alignment)) => Ok((file, Some(alignment))),
-        Err(error) if options.direct == Direct::On => {
-            Err(error).context("direct=on is not possible here")
-        }
-        Err(_) => Ok((plain, None)),
-    }
-}
-
-/// Finds out what transfers must be aligned to by trying; an error where sectors
-/// are too small for it.
-fn alignment(file: &File, sector_bytes: u32) -> io::Result<Alignment> {
-    let mut buffer = Aligned::zeroed(8192);
-    let whole = buffer.as_mut_slice();
-    let sector = usize::try_from(sector_bytes).map_err(io::Error::other)?;
-    let mut last = io::Error::from(io::ErrorKind::InvalidInput);
-    for memory in [512, 4096] {
-        let Some(part) = whole.get_mut(memory..memory + sector) else { continue };
-        match file.read_exact_at(part, 0) {
-            Ok(()) => return Ok(Alignment { memory }),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// Whether holes can be punched. Behind its end nothing of a file is lost by
-/// trying; block devices are taken at their word later.
-fn can_discard(file: &File, block_device: bool, size: u64) -> bool {
-    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    block_device || fallocate(file, flags, size.next_multiple_of(4096), 4096).is_ok()
 }
 
 /// An identity that is the same for the same file at the same place (FNV-1a),
@@ -387,7 +269,6 @@ fn identity(path: &Path, place: (u32, u8)) -> Guid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     fn open(text: &str) -> Result<Disk> {
         Disk::open(&text.parse()?, (0, 0), &[])
@@ -410,7 +291,7 @@ mod tests {
         for (name, bytes, what) in [
             ("odd", &[0; 700][..], "multiple"),
             ("empty", &[], "empty"),
-            ("q", b"QFI\xfb0000", "qcow2"),
+            ("q", b"QFI\xfb0000", "format=qcow2"),
             ("x", b"vhdxfile", "VHDX"),
         ] {
             let error = format!("{:#}", open(&file(&dir, name, bytes)).unwrap_err());
@@ -484,8 +365,5 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(a, identity(Path::new("/x"), (0, 0)));
         assert_eq!((a.0[7] >> 4, a.0[8] >> 6), (4, 2));
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"conectix").unwrap();
-        assert_eq!(vhd_footer(&file, 8), None);
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! ring ── controller: initialization, requests ── command: decode
 //!                                   │                  unit: do ── inquiry: tell
-//!                                   └── buffer: the guest's pages   disk ── io, cache, fault
+//!                                   └── buffer: the guest's pages   disk ── raw, qcow2, cache, fault
 //! ```
 //! Each channel has a worker thread, which does its commands one after the other;
 //! a guest that wants several at once opens sub-channels, as Linux does.
@@ -16,7 +16,10 @@ pub mod disk;
 pub mod fault;
 pub mod inquiry;
 pub mod io;
+pub mod medium;
 pub mod options;
+pub mod qcow2;
+pub mod raw;
 pub mod storage;
 pub mod unit;
 

@@ -32,6 +32,8 @@ pub enum Format {
     Raw,
     /// A VHD of fixed size.
     Vhd,
+    /// qcow2, version 2 or 3.
+    Qcow2,
 }
 
 /// A disk of the command line.
@@ -53,6 +55,8 @@ pub struct DiskOptions {
     pub volatile: bool,
     /// Format.
     pub format: Format,
+    /// Files the image names, such as its backing file, may be opened.
+    pub backing: bool,
     /// It is plugged in later, by `disk-attach`.
     pub detached: bool,
     /// Identity; `None`: made from file and place.
@@ -77,6 +81,7 @@ impl FromStr for DiskOptions {
             direct: Direct::Auto,
             volatile: false,
             format: Format::Guess,
+            backing: false,
             detached: false,
             id: None,
         };
@@ -95,17 +100,23 @@ impl FromStr for DiskOptions {
                 ("cache", value) => bail!("cache={value}: expected volatile"),
                 ("format", "raw") => options.format = Format::Raw,
                 ("format", "vhd") => options.format = Format::Vhd,
-                ("format", value) => bail!("format={value}: expected raw or vhd"),
+                ("format", "qcow2") => options.format = Format::Qcow2,
+                ("format", value) => bail!("format={value}: expected raw, qcow2 or vhd"),
+                ("backing", "on") => options.backing = true,
+                ("backing", value) => bail!("backing={value}: expected on"),
                 ("id", value) => {
                     options.id = Some(Guid::parse(value).context("id= wants a GUID")?);
                 }
                 _ => bail!(
-                    "{word:?}: expected ro, sector=, scsi=C:L, dvd, direct=on|off, cache=volatile, format=raw|vhd, detached or id=GUID"
+                    "{word:?}: expected ro, sector=, scsi=C:L, dvd, direct=on|off, cache=volatile, format=raw|qcow2|vhd, backing=on, detached or id=GUID"
                 ),
             }
         }
         if options.volatile && (options.read_only || options.dvd || options.direct == Direct::On) {
             bail!("cache=volatile goes with neither ro, dvd nor direct=on");
+        }
+        if options.backing && options.format != Format::Qcow2 {
+            bail!("backing=on goes with format=qcow2 only");
         }
         match (options.dvd, options.sector_bytes) {
             (true, 0) => (options.sector_bytes, options.read_only) = (2048, true),
@@ -169,6 +180,8 @@ mod tests {
         assert_eq!((o.read_only, o.sector_bytes, o.scsi), (true, 4096, Some((1, 63))));
         assert_eq!((o.direct, o.format), (Direct::Off, Format::Raw));
         assert!(!o.volatile && parse("x,cache=volatile").unwrap().volatile);
+        let o = parse("x,backing=on,format=qcow2").unwrap();
+        assert_eq!((o.format, o.backing), (Format::Qcow2, true));
         let o = parse("x.iso,dvd").unwrap();
         assert_eq!((o.read_only, o.sector_bytes, o.dvd), (true, 2048, true));
         let id = "f8615163-df3e-46c5-913f-f2d2f965ed0e";
@@ -192,7 +205,9 @@ mod tests {
             "x,cache=none",
             "x,cache=volatile,ro",
             "x,cache=volatile,direct=on",
-            "x,format=qcow2",
+            "x,format=vhdx",
+            "x,backing=on",
+            "x,format=qcow2,backing=off",
             "x,id=1",
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());

@@ -56,25 +56,34 @@ impl<'a> RangeDecoder<'a> {
 
     #[inline(always)]
     fn bit(&mut self, prob: &mut u16) -> bool {
+        self.bit_onto(prob, 0) != 0
+    }
+
+    /// Decodes a bit and appends it to `m`.
+    #[inline(always)]
+    fn bit_onto(&mut self, prob: &mut u16, m: usize) -> usize {
         self.normalize();
-        let bound = (self.range >> 11) * u32::from(*prob);
+        // In 32 bits, which spares the compiler widening it at each step.
+        let p = u32::from(*prob);
+        let bound = (self.range >> 11) * p;
         if self.code < bound {
             self.range = bound;
-            *prob += ((1 << 11) - *prob) >> 5;
-            false
+            *prob = (p + (((1 << 11) - p) >> 5)) as u16;
+            m << 1
         } else {
             self.range -= bound;
             self.code -= bound;
-            *prob -= *prob >> 5;
-            true
+            *prob = (p - (p >> 5)) as u16;
+            m << 1 | 1
         }
     }
 
     #[inline(always)]
     fn tree<const N: usize>(&mut self, probs: &mut [u16; N]) -> usize {
         let mut m = 1;
-        while m < N {
-            m = m << 1 | usize::from(self.bit(&mut probs[m]));
+        // A counted loop is unrolled, and then no index needs a check.
+        for _ in 0..N.trailing_zeros() {
+            m = self.bit_onto(&mut probs[m & (N - 1)], m);
         }
         m - N
     }
@@ -84,9 +93,8 @@ impl<'a> RangeDecoder<'a> {
         let (mut m, mut value) = (1usize, 0);
         for n in 0..bits {
             let Some(prob) = probs.get_mut(m) else { return value };
-            let bit = usize::from(self.bit(prob));
-            m = m << 1 | bit;
-            value |= bit << n;
+            m = self.bit_onto(prob, m);
+            value |= (m & 1) << n;
         }
         value
     }
@@ -245,22 +253,23 @@ impl Lzma {
             | usize::from(previous) >> (8 - self.lc);
         let probs = self.literal.get_mut(context).ok_or(Bad)?;
         let mut symbol = 1usize;
-        if self.state >= 7 {
+        if self.state < 7 {
+            symbol = rc.tree(&mut probs[0]);
+        } else {
             // After a match the byte that would have continued it is context, until it differs.
             let from = at.checked_sub(self.rep[0] + 1).ok_or(Bad)?;
             let mut matched = usize::from(*out.get(from).ok_or(Bad)?);
             while symbol < 0x100 {
                 matched <<= 1;
                 let match_bit = matched >> 8 & 1;
-                let bit = rc.bit(&mut probs[1 + match_bit][symbol & 0xff]);
-                symbol = symbol << 1 | usize::from(bit);
-                if match_bit != usize::from(bit) {
+                symbol = rc.bit_onto(&mut probs[1 + match_bit][symbol & 0xff], symbol);
+                if match_bit != symbol & 1 {
                     break;
                 }
             }
-        }
-        while symbol < 0x100 {
-            symbol = symbol << 1 | usize::from(rc.bit(&mut probs[0][symbol & 0xff]));
+            while symbol < 0x100 {
+                symbol = rc.bit_onto(&mut probs[0][symbol & 0xff], symbol);
+            }
         }
         self.state = match self.state {
             0..=3 => 0,

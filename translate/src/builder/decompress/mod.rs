@@ -69,7 +69,13 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Copies `length` bytes from `distance` before `at`; they may overlap, as repeats do.
+/// What [`copy_match`] moves at a time.
+const WORD: usize = 8;
+/// From this length on it moves blocks.
+const BLOCK: usize = 64;
+
+/// Copies `length` bytes from `distance` before `at`; they may overlap, as repeats do. A few bytes
+/// behind them may change, too: they are still to come.
 #[inline]
 fn copy_match(out: &mut [u8], at: usize, distance: usize, length: usize) -> Result<(), Bad> {
     let from = at.checked_sub(distance).ok_or(Bad)?;
@@ -77,14 +83,33 @@ fn copy_match(out: &mut [u8], at: usize, distance: usize, length: usize) -> Resu
     if distance == 0 || end > out.len() {
         return Err(Bad);
     }
-    // A block move costs more than it saves on the short matches most are.
-    if distance >= length && length >= 32 {
-        out.copy_within(from..from + length, at);
-    } else {
-        let piece = out.get_mut(from..end).ok_or(Bad)?;
-        for n in distance..piece.len() {
-            piece[n] = piece[n - distance];
+    // A block move costs more than it saves on the short matches most are. What overlaps is moved
+    // in pieces that double.
+    if length >= BLOCK {
+        let mut done = 0;
+        while done < length {
+            let piece = (distance + done).min(length - done);
+            out.copy_within(from..from + piece, at + done);
+            done += piece;
         }
+        return Ok(());
+    }
+    if distance >= WORD
+        && let Some(piece) = out.get_mut(from..end + WORD)
+    {
+        let mut done = 0;
+        while done < length
+            && let Some(&word) = piece.get(done..).and_then(<[u8]>::first_chunk::<WORD>)
+            && let Some(to) = piece.get_mut(done + distance..).and_then(<[u8]>::first_chunk_mut)
+        {
+            *to = word;
+            done += WORD;
+        }
+        return Ok(());
+    }
+    let piece = out.get_mut(from..end).ok_or(Bad)?;
+    for n in distance..piece.len() {
+        piece[n] = piece[n - distance];
     }
     Ok(())
 }

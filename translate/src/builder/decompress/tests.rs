@@ -106,3 +106,21 @@ fn matches_overlap_and_stay_inside() {
     assert_eq!(copy_match(&mut out, 50, 50, 40), Ok(()));
     assert_eq!(out[50..91], [&[7; 40][..], &[0]].concat());
 }
+
+#[test]
+fn matches_of_every_shape() {
+    const AT: usize = 80;
+    for (distance, length) in (1..=AT).flat_map(|d| (0..3 * AT).map(move |l| (d, l))) {
+        // With room behind it, and without.
+        for room in [0, 1, 7, 8, 100] {
+            let mut out: Vec<u8> = (0..AT + length + room).map(|n| n as u8 ^ 0x5a).collect();
+            let mut expected = out.clone();
+            for n in AT..AT + length {
+                expected[n] = expected[n - distance];
+            }
+            assert_eq!(copy_match(&mut out, AT, distance, length), Ok(()));
+            let end = AT + length;
+            assert_eq!(out[..end], expected[..end], "{distance} {length} {room}");
+        }
+    }
+}

@@ -13,7 +13,7 @@ use pontoon_tests::parts::{self, run};
 use pontoon_tests::transcript::Transcript;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -35,10 +35,52 @@ pub fn images() -> impl Iterator<Item = Image> {
     SUITES.into_iter().zip([Table::Gpt, Table::Mbr]).map(|(suite, table)| Image::new(suite, table))
 }
 
+/// A copy of the image; the suites with an MBR are in the format qcow2.
+struct System {
+    file: PathBuf,
+    qcow2: bool,
+}
+
+impl System {
+    fn new(lab: &mut Lab, image: &Image) -> Result<Self> {
+        let file = lab.file("system.img")?;
+        if image.table == Table::Mbr {
+            let mut convert = Command::new("qemu-img");
+            run(convert.args(["convert", "-O", "qcow2"]).arg(image.get()?).arg(&file))?;
+            return Ok(Self { file, qcow2: true });
+        }
+        image.copy(&file)?;
+        Ok(Self { file, qcow2: false })
+    }
+
+    fn option(&self) -> String {
+        format!("{}{}", self.file.display(), if self.qcow2 { ",format=qcow2" } else { "" })
+    }
+
+    /// e2fsck finds nothing to say about the first partition, nor QEMU about the image.
+    fn check(self) -> Result<()> {
+        if self.qcow2 {
+            let said = run(Command::new("qemu-img").arg("check").arg(&self.file))?;
+            let said = String::from_utf8_lossy(&said).into_owned();
+            ensure!(said.contains("No errors were found"), "qemu-img: {said}");
+            let raw = self.file.with_extension("raw");
+            let mut convert = Command::new("qemu-img");
+            run(convert.args(["convert", "-O", "raw"]).arg(&self.file).arg(&raw))?;
+            fs::rename(raw, &self.file)?;
+        }
+        let disk = &self.file;
+        let table = run(Command::new("/sbin/sfdisk").arg("--json").arg(disk))?;
+        let table: serde_json::Value = serde_json::from_slice(&table)?;
+        let start = table["partitiontable"]["partitions"][0]["start"].as_u64();
+        let place = format!("{}?offset={}", disk.display(), start.context("no start")? * 512);
+        run(Command::new("/sbin/e2fsck").args(["-fn", &place]))?;
+        Ok(fs::remove_file(disk)?)
+    }
+}
+
 /// Boot, work, reboot, the data still there, power-off, a clean file system.
 pub fn whole_life(lab: &mut Lab, image: &Image) -> Result<()> {
-    let disk = lab.file("system.img")?;
-    image.copy(&disk)?;
+    let disk = System::new(lab, image)?;
     let first = life(lab, image, &disk, "first", Status::RESET)?;
     says(&first, "state", "running")?;
     says(&first, "units", "")?;
@@ -52,8 +94,7 @@ pub fn whole_life(lab: &mut Lab, image: &Image) -> Result<()> {
     for transcript in [&first, &second] {
         nothing_new(transcript, &kernel, ALLOWED)?;
     }
-    is_clean(&disk)?;
-    Ok(fs::remove_file(disk)?)
+    disk.check()
 }
 
 /// fio with checksums on the system's own disk, and a large file copied to another and
@@ -63,10 +104,9 @@ pub fn load(lab: &mut Lab, image: &Image) -> Result<()> {
         Ok(text) => text.parse().with_context(|| format!("PONTOON_DISKS_COPY_MIB={text}"))?,
         Err(_) => COPY_MIB,
     };
-    let [disk, tools, source, copy] =
-        ["system.img", "tools.img", "source.img", "copy.img"].map(|name| lab.file(name));
-    let (disk, tools, source, copy) = (disk?, tools?, source?, copy?);
-    image.copy(&disk)?;
+    let disk = System::new(lab, image)?;
+    let [tools, source, copy] = ["tools.img", "source.img", "copy.img"].map(|name| lab.file(name));
+    let (tools, source, copy) = (tools?, source?, copy?);
     parts::program_disk(&tools, "/usr/bin/fio")?;
     let mut noise = File::open("/dev/urandom")?.take(mib << 20);
     io::copy(&mut noise, &mut File::create(&source)?)?;
@@ -94,12 +134,11 @@ pub fn load(lab: &mut Lab, image: &Image) -> Result<()> {
     says(&transcript, "copy", &expected)?;
     eprintln!("copy of {mib} MiB: {}", mark(&transcript, "seconds")?);
     nothing_new(&transcript, &Kernel::get(&image.suite)?, ALLOWED)?;
-    is_clean(&disk)?;
     run(Command::new("/sbin/e2fsck").arg("-fn").arg(&copy))?;
-    for file in [disk, source, copy] {
+    for file in [source, copy] {
         fs::remove_file(file)?;
     }
-    Ok(())
+    disk.check()
 }
 
 fn md5(path: &Path) -> Result<String> {
@@ -118,16 +157,22 @@ struct Boot<'a> {
     limit: Duration,
 }
 
-fn life(lab: &mut Lab, image: &Image, disk: &Path, which: &str, end: Status) -> Result<Transcript> {
+fn life(
+    lab: &mut Lab,
+    image: &Image,
+    disk: &System,
+    which: &str,
+    end: Status,
+) -> Result<Transcript> {
     let command = format!("sh /dev/xvdb {which}");
     let boot = Boot { script: SCRIPT, command: &command, disks: Vec::new(), limit: LIMIT };
     start(lab, disk, &boot, end).with_context(|| format!("{} {which}", image.suite))
 }
 
 /// One start of the system, from its own boot menu to its end.
-fn start(lab: &mut Lab, disk: &Path, boot: &Boot<'_>, end: Status) -> Result<Transcript> {
+fn start(lab: &mut Lab, disk: &System, boot: &Boot<'_>, end: Status) -> Result<Transcript> {
     let dir = tempfile::tempdir()?;
-    let files = image::take(disk, None, Some("panic=-1"), dir.path())?;
+    let files = image::take(&disk.file, None, Some("panic=-1"), dir.path())?;
     let script = dir.path().join("script");
     let mut text = boot.script.as_bytes().to_vec();
     // Kernels look for partition tables in the first sectors.
@@ -136,7 +181,7 @@ fn start(lab: &mut Lab, disk: &Path, boot: &Boot<'_>, end: Status) -> Result<Tra
     let mut machine = Machine::new(&files.kernel, files.initrd.as_deref(), &files.append);
     machine.memory_mib = MEMORY_MIB;
     machine.timeout = Some(boot.limit);
-    machine.disks = vec![disk.display().to_string(), format!("{},ro", script.display())];
+    machine.disks = vec![disk.option(), format!("{},ro", script.display())];
     machine.disks.extend_from_slice(&boot.disks);
     let input = Input::default();
     let mut dialogue = Dialogue::new(
@@ -173,13 +218,4 @@ fn trimmed(transcript: &Transcript) -> Result<()> {
     let trimmed = transcript.mark("trimmed").unwrap_or_default();
     ensure!(trimmed.contains("bytes) trimmed") && !trimmed.contains("(0 bytes"), "{trimmed}");
     Ok(())
-}
-
-/// e2fsck finds nothing to say about the first partition.
-fn is_clean(disk: &Path) -> Result<()> {
-    let table = run(Command::new("/sbin/sfdisk").arg("--json").arg(disk))?;
-    let table: serde_json::Value = serde_json::from_slice(&table)?;
-    let start = table["partitiontable"]["partitions"][0]["start"].as_u64().context("no start")?;
-    let place = format!("{}?offset={}", disk.display(), start * 512);
-    run(Command::new("/sbin/e2fsck").args(["-fn", &place])).map(drop)
 }

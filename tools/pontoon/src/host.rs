@@ -102,9 +102,8 @@ impl Machine {
         }
         for disk in &self.disks {
             let (path, words) = disk.split_at(disk.find(',').unwrap_or(disk.len()));
-            let read_only = words.split(',').any(|word| word == "ro" || word == "dvd");
-            let path = place(Placed::Disk { path: Path::new(path), read_only })?;
-            args.extend(["--disk".into(), format!("{path}{words}")]);
+            let disk = place(Placed::Disk { path: Path::new(path), words })?;
+            args.extend(["--disk".into(), disk]);
         }
         args.extend_from_slice(&self.more);
         if let Some(limit) = self.timeout {
@@ -126,17 +125,18 @@ pub enum Placed<'a> {
     Disk {
         /// File or block device.
         path: &'a Path,
-        /// Nothing is to be written.
-        read_only: bool,
+        /// hvhost's words, each behind a comma.
+        words: &'a str,
     },
 }
 
 impl Placed<'_> {
-    /// Path on this machine.
+    /// The argument for a hvhost of this machine.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub fn here(&self) -> String {
         match self {
-            Self::File(path) | Self::Disk { path, .. } => path,
+            Self::File(path) => path.display().to_string(),
+            Self::Disk { path, words } => format!("{}{words}", path.display()),
         }
     }
 }
@@ -216,8 +216,7 @@ fn run_on_kvm(machine: &Machine, input: &Input, output: &mut dyn FnMut(&[u8])) -
     let stats = dir.path().join("stats.json");
     let stats_arg = machine.stats.then(|| stats.display().to_string());
     let mut command = Command::new(artefact::HVHOST.find()?);
-    command
-        .args(machine.hvhost_args(stats_arg.as_deref(), |p| Ok(p.path().display().to_string()))?);
+    command.args(machine.hvhost_args(stats_arg.as_deref(), |placed| Ok(placed.here()))?);
     // hvhost keeps the time itself; ours is for one that does not.
     let backstop = Machine { timeout: machine.timeout.map(|t| t + OVERTIME), ..machine.clone() };
     let mut outcome = run_child(command, &backstop, input, output)?;

@@ -20,7 +20,7 @@ use crate::cpio::Archive;
 use crate::host::{Collected, Input, Machine, OVERTIME, Placed};
 use crate::kernel::Kernel;
 use crate::outcome::{Outcome, Status};
-use crate::plug::Plug;
+use crate::plug::{Plug, Words};
 use crate::protocol::{self, CHUNK_BYTES, Exit, Kind, Run};
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
@@ -122,7 +122,7 @@ impl Session {
         let mut argv = vec!["/hvhost".to_owned()];
         let args = machine.hvhost_args(stats, |placed| match placed {
             Placed::File(path) => self.place(path),
-            Placed::Disk { path, read_only } => self.plug_in(path, read_only),
+            Placed::Disk { path, words } => self.plug_in(path, words),
         });
         let result = args.and_then(|args| {
             argv.extend(args);
@@ -191,12 +191,15 @@ impl Session {
         }
     }
 
-    /// Plugs a disk in; gives its path there.
-    fn plug_in(&mut self, path: &Path, read_only: bool) -> Result<String> {
-        let serial = self.plug.plug_in(path, read_only)?;
+    /// Plugs a disk in; gives its path there, with the words hvhost needs there.
+    fn plug_in(&mut self, path: &Path, words: &str) -> Result<String> {
+        let words = Words::parse(words);
+        let serial = self.plug.plug_in(path, &words)?;
         self.send(Kind::DISK, serial.as_bytes())?;
         match protocol::receive(&mut self.reader)? {
-            Some((Kind::DISK_AT, at)) if !at.is_empty() => Ok(String::from_utf8(at)?),
+            Some((Kind::DISK_AT, at)) if !at.is_empty() => {
+                Ok(String::from_utf8(at)? + &words.there)
+            }
             _ => bail!("{} does not appear in the emulated machine", path.display()),
         }
     }

@@ -9,7 +9,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -18,6 +18,45 @@ use std::time::Duration;
 /// QEMU answers at once; the emulated machine lets a disk go when its kernel comes
 /// to it.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// What hvhost's words behind a disk's path ask for: some of QEMU, the others of hvhost.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Words {
+    read_only: bool,
+    qcow2: bool,
+    backing: bool,
+    /// Those for hvhost, each behind a comma.
+    pub there: String,
+}
+
+impl Words {
+    /// Takes them apart. A qcow2 image is QEMU's to read, as the emulated machine's disks
+    /// cannot grow; hvhost's is what is in it, whatever that looks like.
+    #[must_use]
+    pub fn parse(words: &str) -> Self {
+        let mut me = Self { read_only: false, qcow2: false, backing: false, there: String::new() };
+        for word in words.split(',').filter(|word| !word.is_empty()) {
+            me.read_only |= matches!(word, "ro" | "dvd");
+            me.qcow2 |= word == "format=qcow2";
+            me.backing |= word == "backing=on";
+            let word = match word {
+                "format=qcow2" => "format=raw",
+                "backing=on" => continue,
+                other => other,
+            };
+            me.there.push_str(&format!(",{word}"));
+        }
+        me
+    }
+}
+
+/// Whether a qcow2 image has a backing file: an offset and a length in its header.
+fn has_backing_file(path: &Path) -> Result<bool> {
+    let mut header = [0; 20];
+    fs::File::open(path)?.read_exact(&mut header).context("it is too short for qcow2")?;
+    let [_, _, _, _, _, _, _, _, place @ ..] = header;
+    Ok(place != [0; 12])
+}
 
 /// QEMU's control socket, and the disks plugged in.
 pub struct Plug {
@@ -41,17 +80,20 @@ impl Plug {
     }
 
     /// Plugs a file in; its serial number.
-    pub fn plug_in(&mut self, path: &Path, read_only: bool) -> Result<String> {
+    pub fn plug_in(&mut self, path: &Path, words: &Words) -> Result<String> {
         let context = || path.display().to_string();
         let path = path.canonicalize().with_context(context)?;
         let kind = fs::metadata(&path).with_context(context)?.file_type();
         let driver = if kind.is_block_device() { "host_device" } else { "file" };
+        if words.qcow2 && !words.backing && has_backing_file(&path).with_context(context)? {
+            bail!("{}: it has a backing file, which is opened only with backing=on", context());
+        }
         let name = format!("disk{}", self.count);
         self.count += 1;
         let node = json!({
             "node-name": name,
-            "driver": "raw",
-            "read-only": read_only,
+            "driver": if words.qcow2 { "qcow2" } else { "raw" },
+            "read-only": words.read_only,
             "discard": "unmap",
             "file": { "driver": driver, "filename": path, "discard": "unmap" },
         });
@@ -109,5 +151,21 @@ impl Plug {
         let mut line = String::new();
         ensure!(self.reader.read_line(&mut line)? != 0, "QEMU is gone");
         Ok(serde_json::from_str(&line)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_go_where_they_belong() {
+        let words = Words::parse(",ro,format=qcow2,scsi=0:3,backing=on");
+        assert!(words.read_only && words.qcow2 && words.backing);
+        assert_eq!(words.there, ",ro,format=raw,scsi=0:3");
+        let words = Words::parse(",format=vhd,dvd");
+        assert!(words.read_only && !words.qcow2 && !words.backing);
+        assert_eq!(words.there, ",format=vhd,dvd");
+        assert_eq!(Words::parse("").there, "");
     }
 }

@@ -35,11 +35,13 @@ pub struct Place {
 }
 
 impl Disk {
-    /// Finds the volumes in `image`. An error if it is neither raw nor a VHD of
-    /// fixed size, or nothing in it can be read.
+    /// Finds the volumes in `image`, the disk's bytes or a VHD of fixed size. An error if
+    /// it is something else, or nothing in it can be read.
     pub fn open(image: Rc<dyn ReadAt>) -> Result<Self> {
         if let Some(name) = container(&*image) {
-            bail!("its format is {name}; the kernel is found in raw images and fixed VHDs only");
+            bail!(
+                "its format is {name}; the kernel is found in raw images, qcow2 images and fixed VHDs only"
+            );
         }
         let image: Rc<dyn ReadAt> = match fixed_vhd(&*image) {
             Some(size) => Rc::new(Window::new(image, 0, size)),

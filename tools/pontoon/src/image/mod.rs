@@ -2,7 +2,7 @@
 //! configuration, as Xen's pygrub finds them.
 //!
 //! From the bottom up:
-//! - [`bytes`]: reading an image, which is never written;
+//! - [`bytes`], [`qcow2`]: reading an image, which is never written;
 //! - [`partition`], [`mod@format`]: partitions, and what they hold;
 //! - [`fs`]: the file systems ext2/3/4 ([`ext`]) and FAT ([`fat`]);
 //! - [`disk`]: files across the volumes of a disk;
@@ -25,6 +25,7 @@ pub mod grub;
 pub mod legacy;
 pub mod menu;
 pub mod partition;
+mod qcow2;
 pub mod syslinux;
 mod version;
 
@@ -35,6 +36,7 @@ use anyhow::{Context, Result};
 use bytes::{Image, ReadAt};
 use disk::Disk;
 use menu::Named;
+use qcow2::Qcow2;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -62,8 +64,16 @@ impl Boot {
     /// Finds what the image `path` boots: the menu entry `entry`, by number,
     /// title or id, else the default. Errors name the image.
     pub fn from_image(path: &Path, entry: Option<&str>) -> Result<Self> {
-        let image = Image::open(path).with_context(|| path.display().to_string())?;
-        Self::find(Rc::new(image), entry).with_context(|| path.display().to_string())
+        let open = || -> Result<Rc<dyn ReadAt>> {
+            // What looks like one is no more read than any other: nothing else is opened.
+            if qcow2::is_one(path) {
+                return Ok(Rc::new(Qcow2::open(path)?));
+            }
+            Ok(Rc::new(Image::open(path)?))
+        };
+        open()
+            .and_then(|image| Self::find(image, entry))
+            .with_context(|| path.display().to_string())
     }
 
     /// The same for an image that is open.

@@ -13,20 +13,27 @@ const MAX_HUFFMAN_BITS: u32 = 11;
 const WEIGHTS_LOG: u32 = 6;
 
 /// The bits `at..at + count` of little-endian data, at most 56; 0 beyond either end.
-#[inline]
+#[inline(always)]
 fn bits_at(data: &[u8], at: isize, count: u32) -> u64 {
+    let byte = at.unsigned_abs() / 8;
+    match data.get(byte..).and_then(<[u8]>::first_chunk::<8>) {
+        Some(bytes) if at >= 0 => {
+            u64::from_le_bytes(*bytes) >> (at.unsigned_abs() % 8) & ((1 << count) - 1)
+        }
+        _ => bits_at_an_end(data, at, count),
+    }
+}
+
+/// [`bits_at`] where less than a word is left, or nothing.
+#[cold]
+#[inline(never)]
+fn bits_at_an_end(data: &[u8], at: isize, count: u32) -> u64 {
     if at < 0 {
         let missing = at.unsigned_abs() as u32;
         return if missing >= count { 0 } else { bits_at(data, 0, count - missing) << missing };
     }
-    let byte = at.unsigned_abs() / 8;
-    let word = match data.get(byte..).and_then(<[u8]>::first_chunk::<8>) {
-        Some(bytes) => u64::from_le_bytes(*bytes),
-        None => {
-            let rest = data.get(byte..).unwrap_or_default();
-            rest.iter().rev().fold(0, |word, &b| word << 8 | u64::from(b))
-        }
-    };
+    let rest = data.get(at.unsigned_abs() / 8..).unwrap_or_default();
+    let word = rest.iter().take(8).rev().fold(0, |word, &b| word << 8 | u64::from(b));
     word >> (at.unsigned_abs() % 8) & ((1 << count) - 1)
 }
 
@@ -46,15 +53,23 @@ impl<'a> Backward<'a> {
         Ok(Self { data, left: data.len() as isize * 8 - unused })
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn read(&mut self, count: u32) -> u64 {
         self.left -= count as isize;
         bits_at(self.data, self.left, count)
     }
 
-    #[inline]
-    fn peek(&self, count: u32) -> u64 {
-        bits_at(self.data, self.left - count as isize, count)
+    /// Several numbers one after the other, at most 56 bits in all.
+    #[inline(always)]
+    pub(super) fn read_each<const N: usize>(&mut self, counts: [u8; N]) -> [usize; N] {
+        let mut left = counts.iter().map(|&count| u32::from(count)).sum();
+        let word = self.read(left);
+        let mut numbers = [0; N];
+        for (number, count) in numbers.iter_mut().zip(counts) {
+            left -= u32::from(count);
+            *number = (word >> left & ((1 << count) - 1)) as usize;
+        }
+        numbers
     }
 
     /// Whether exactly everything was read.
@@ -65,10 +80,20 @@ impl<'a> Backward<'a> {
 
 /// A state of an FSE table.
 #[derive(Clone, Copy, Debug, Default)]
-struct State {
-    symbol: u8,
-    bits: u8,
+pub(super) struct State {
+    /// What it stands for.
+    pub(super) symbol: u8,
+    /// How many bits lead to the next one.
+    pub(super) bits: u8,
     base: u16,
+}
+
+impl State {
+    /// The state that its bits lead to.
+    #[inline]
+    pub(super) fn next(self, bits: usize) -> usize {
+        usize::from(self.base) + bits
+    }
 }
 
 /// An FSE decoding table.
@@ -178,23 +203,11 @@ impl Fse {
         bits.read(self.log) as usize
     }
 
+    /// A state by its number.
     #[inline]
-    fn state(&self, at: usize) -> State {
+    pub(super) fn state(&self, at: usize) -> State {
         // States are below the table's size: bases and bits were made so.
         self.states.get(at).copied().unwrap_or_default()
-    }
-
-    /// What a state stands for.
-    #[inline]
-    pub(super) fn symbol(&self, at: usize) -> u8 {
-        self.state(at).symbol
-    }
-
-    /// The state that follows.
-    #[inline]
-    pub(super) fn next(&self, at: usize, bits: &mut Backward<'_>) -> usize {
-        let state = self.state(at);
-        usize::from(state.base) + bits.read(state.bits.into()) as usize
     }
 }
 
@@ -254,12 +267,34 @@ impl Huffman {
     /// Decodes a stream that fills `out` exactly.
     pub(super) fn decode(&self, data: &[u8], out: &mut [u8]) -> Result<(), Bad> {
         let mut stream = Backward::new(data)?;
-        for byte in out {
-            let (symbol, bits) = *self.table.get(stream.peek(self.bits) as usize).ok_or(Bad)?;
-            stream.left -= isize::from(bits as i8);
-            *byte = symbol;
+        let (fours, rest) = out.as_chunks_mut::<4>();
+        for four in fours {
+            self.symbols(&mut stream, four)?;
+        }
+        for byte in rest {
+            self.symbols(&mut stream, core::array::from_mut(byte))?;
         }
         if stream.is_empty() { Ok(()) } else { Err(Bad) }
+    }
+
+    /// Decodes symbols out of one word: `N` of the longest are at most 56 bits.
+    #[inline(always)]
+    fn symbols<const N: usize>(
+        &self,
+        stream: &mut Backward<'_>,
+        out: &mut [u8; N],
+    ) -> Result<(), Bad> {
+        let longest = self.bits * N as u32;
+        let word = bits_at(stream.data, stream.left - longest as isize, longest);
+        let mut left = longest;
+        for byte in out {
+            let code = word >> (left - self.bits) & ((1 << self.bits) - 1);
+            let (symbol, bits) = *self.table.get(code as usize).ok_or(Bad)?;
+            left -= u32::from(bits);
+            *byte = symbol;
+        }
+        stream.left -= (longest - left) as isize;
+        Ok(())
     }
 }
 
@@ -273,12 +308,12 @@ fn coded_weights(data: &[u8], weights: &mut [u8; MAX_SYMBOLS]) -> Result<usize, 
     loop {
         let turn = count % 2;
         // The last weight is the missing one, so one place must stay free.
-        *weights.get_mut(count).filter(|_| count < MAX_SYMBOLS - 2).ok_or(Bad)? =
-            table.symbol(states[turn]);
+        let state = table.state(states[turn]);
+        *weights.get_mut(count).filter(|_| count < MAX_SYMBOLS - 2).ok_or(Bad)? = state.symbol;
         count += 1;
-        states[turn] = table.next(states[turn], &mut bits);
+        states[turn] = state.next(bits.read(state.bits.into()) as usize);
         if bits.left < 0 {
-            *weights.get_mut(count).ok_or(Bad)? = table.symbol(states[1 - turn]);
+            *weights.get_mut(count).ok_or(Bad)? = table.state(states[1 - turn]).symbol;
             return Ok(count + 1);
         }
     }

@@ -263,19 +263,20 @@ impl Frame {
         let (mut l, mut o, mut m) = (ll.start(&mut bits), of.start(&mut bits), ml.start(&mut bits));
         let mut literals = literals;
         for left in (0..count).rev() {
-            let offset_bits = u32::from(of.symbol(o));
+            let (ls, os, ms) = (ll.state(l), of.state(o), ml.state(m));
+            let offset_bits = u32::from(os.symbol);
             if offset_bits > 31 {
                 return Err(Bad);
             }
             let offset = (1 << offset_bits) + bits.read(offset_bits) as usize;
-            let (base, extra) = *MATCH_LENGTHS.get(usize::from(ml.symbol(m))).ok_or(Bad)?;
-            let length = base as usize + bits.read(extra.into()) as usize;
-            let (base, extra) = *LITERAL_LENGTHS.get(usize::from(ll.symbol(l))).ok_or(Bad)?;
-            let nr_literals = base as usize + bits.read(extra.into()) as usize;
+            let (length, extra) = *MATCH_LENGTHS.get(usize::from(ms.symbol)).ok_or(Bad)?;
+            let (literal, literal_extra) =
+                *LITERAL_LENGTHS.get(usize::from(ls.symbol)).ok_or(Bad)?;
+            let [extra, literal_extra] = bits.read_each([extra, literal_extra]);
+            let (length, nr_literals) = (length as usize + extra, literal as usize + literal_extra);
             if left != 0 {
-                l = ll.next(l, &mut bits);
-                m = ml.next(m, &mut bits);
-                o = of.next(o, &mut bits);
+                let [to_l, to_m, to_o] = bits.read_each([ls.bits, ms.bits, os.bits]);
+                (l, m, o) = (ls.next(to_l), ms.next(to_m), os.next(to_o));
             }
             let (now, later) = literals.split_at_checked(nr_literals).ok_or(Bad)?;
             literals = later;

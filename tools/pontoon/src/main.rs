@@ -48,7 +48,8 @@ struct Boot {
     /// Processors.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
-    /// A disk: FILE[,ro][,sector=4096][,scsi=C:L][,dvd][,direct=on|off]; may be repeated.
+    /// A disk: FILE[,ro][,format=raw|qcow2|vhd][,sector=4096][,scsi=C:L][,dvd][,direct=on|off];
+    /// may be repeated.
     #[arg(long, value_name = "FILE[,…]")]
     disk: Vec<String>,
     /// Entry of the first disk's boot menu: its number, title or id

@@ -26,6 +26,7 @@ pub mod kvm_ext;
 pub mod machine;
 pub mod memory;
 pub mod msrs;
+pub mod net;
 pub mod options;
 pub mod pm;
 pub mod ports;

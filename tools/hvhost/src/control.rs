@@ -4,6 +4,7 @@
 //! Each line is answered by `ok`, with the result behind it, or `error` and why;
 //! results of several lines end with an empty one.
 
+use crate::netvsp::Network;
 use crate::options::{At, Options};
 use crate::stats::Counters;
 use crate::storvsp::Storage;
@@ -22,33 +23,37 @@ use std::time::Duration;
 /// Longest line taken.
 const LINE_MAX: u64 = 64 << 10;
 
+/// What commands are done to.
+#[derive(Default)]
+pub struct Target {
+    /// Disks.
+    pub storage: Option<Arc<Storage>>,
+    /// Network adapters.
+    pub network: Option<Arc<Network>>,
+    /// Counters.
+    pub counters: Arc<Counters>,
+}
+
 /// Starts what the options ask for.
 ///
 /// # Errors
 /// The socket cannot be made.
-pub fn start(
-    options: &Options,
-    storage: Option<&Arc<Storage>>,
-    counters: &Arc<Counters>,
-) -> Result<()> {
+pub fn start(options: &Options, target: &Arc<Target>) -> Result<()> {
     if let Some(path) = &options.control {
         let listener =
             listen(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-        let (storage, counters) = (storage.cloned(), Arc::clone(counters));
+        let target = target.clone();
         thread::Builder::new().name("control".into()).spawn(move || {
             // One peer at a time.
             for stream in listener.incoming().flatten() {
-                let _ = serve(&stream, storage.as_deref(), &counters);
+                let _ = serve(&stream, &target);
             }
         })?;
     }
     if !options.at.is_empty() {
-        let (seen, list, storage) =
-            (counters.watch_markers(), options.at.clone(), storage.cloned());
-        let counters = Arc::clone(counters);
-        thread::Builder::new()
-            .name("at".into())
-            .spawn(move || at(&seen, &list, storage.as_deref(), &counters))?;
+        let (seen, list) = (target.counters.watch_markers(), options.at.clone());
+        let target = target.clone();
+        thread::Builder::new().name("at".into()).spawn(move || at(&seen, &list, &target))?;
     }
     Ok(())
 }
@@ -63,7 +68,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-fn serve(stream: &UnixStream, storage: Option<&Storage>, counters: &Counters) -> io::Result<()> {
+fn serve(stream: &UnixStream, target: &Target) -> io::Result<()> {
     let mut writer = stream;
     let mut reader = BufReader::new(stream);
     loop {
@@ -72,26 +77,36 @@ fn serve(stream: &UnixStream, storage: Option<&Storage>, counters: &Counters) ->
         if limited.read_line(&mut line)? == 0 {
             return Ok(());
         }
-        writer.write_all(answer(&line, storage, counters).as_bytes())?;
+        writer.write_all(answer(&line, target).as_bytes())?;
     }
 }
 
-fn answer(line: &str, storage: Option<&Storage>, counters: &Counters) -> String {
-    match command(line, storage, counters) {
+fn answer(line: &str, target: &Target) -> String {
+    match command(line, target) {
         Ok(text) if text.contains('\n') => format!("ok\n{text}\n\n"),
         Ok(text) => format!("ok {text}\n"),
         Err(error) => format!("error {error:#}\n"),
     }
 }
 
-fn command(line: &str, storage: Option<&Storage>, counters: &Counters) -> Result<String> {
+fn command(line: &str, target: &Target) -> Result<String> {
     if let Some(text) = line.trim().strip_prefix("power-cut") {
         return power_cut(text.trim());
     }
     if line.trim() == "counters" {
-        return Ok(serde_json::to_string(&counters.report("running", None))?);
+        return Ok(serde_json::to_string(&target.counters.report("running", None))?);
     }
-    storage.context("this machine has no VMBus")?.command(line)
+    let no_bus = "this machine has no VMBus";
+    let storage = target.storage.as_deref().context(no_bus);
+    let network = target.network.as_deref().context(no_bus);
+    match line.trim() {
+        "list" => {
+            let parts = [storage?.command("list")?, network?.list()];
+            Ok(parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n"))
+        }
+        line if line.starts_with("net-") => network?.command(line),
+        line => storage?.command(line),
+    }
 }
 
 /// Ends this program as nothing can prepare for, after so many milliseconds.
@@ -103,10 +118,10 @@ fn power_cut(text: &str) -> Result<String> {
     Ok(String::new())
 }
 
-fn at(seen: &Receiver<String>, list: &[At], storage: Option<&Storage>, counters: &Counters) {
+fn at(seen: &Receiver<String>, list: &[At], target: &Target) {
     for text in seen {
         for at in list.iter().filter(|at| at.marker == text) {
-            let result = answer(&at.command, storage, counters);
+            let result = answer(&at.command, target);
             eprintln!("hvhost: {}: {}\r", at.command, result.trim_end());
         }
     }
@@ -129,7 +144,7 @@ mod tests {
         peer.shutdown(std::net::Shutdown::Write).unwrap();
         // The connection of the second attempt to listen comes first.
         for stream in listener.incoming().take(2) {
-            serve(&stream.unwrap(), None, &Counters::default()).unwrap();
+            serve(&stream.unwrap(), &Target::default()).unwrap();
         }
         let mut text = String::new();
         io::Read::read_to_string(&mut &peer, &mut text).unwrap();

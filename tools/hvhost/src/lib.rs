@@ -27,6 +27,7 @@ pub mod machine;
 pub mod memory;
 pub mod msrs;
 pub mod net;
+pub mod netvsp;
 pub mod options;
 pub mod pm;
 pub mod ports;

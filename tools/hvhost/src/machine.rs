@@ -3,7 +3,7 @@
 
 use crate::acpi;
 use crate::boot::{self, Payload};
-use crate::control;
+use crate::control::{self, Target};
 use crate::cpuid::{self, Shape};
 use crate::exit::Outcome;
 use crate::features::HvFeatures;
@@ -11,6 +11,7 @@ use crate::ioapic::{IoApic, IrqLine, PINS};
 use crate::kvm_ext::{stats_file, supported_hv_cpuid};
 use crate::memory::{self, KVM_IDENTITY_MAP, KVM_TSS, Memory};
 use crate::msrs::{self, CrashMsrs};
+use crate::netvsp::Network;
 use crate::options::Options;
 use crate::ports::Ports;
 use crate::probe;
@@ -82,7 +83,12 @@ pub fn run(options: &Options) -> Result<Outcome> {
         Some(bus) => Some(Storage::new(bus.clone(), &memory, options)?),
         None => None,
     };
-    control::start(options, storage.as_ref(), &counters)?;
+    let network = match &bus {
+        Some(bus) => Some(Network::new(bus.clone(), &memory, options, &counters)?),
+        None => None,
+    };
+    let target = Target { storage: storage.clone(), network, counters: counters.clone() };
+    control::start(options, &Arc::new(target))?;
     let shared = Arc::new(Shared {
         memory,
         synic,

@@ -2,6 +2,8 @@
 
 use crate::features::HvFeatures;
 use crate::memory::{MAX_MEMORY, MIN_MEMORY};
+use crate::net::NetOptions;
+use crate::net::options::ADAPTERS_MAX;
 use crate::storvsp::options::{CONTROLLERS_MAX, place};
 use crate::storvsp::{DiskOptions, Fault};
 use anyhow::{Result, anyhow, bail};
@@ -68,6 +70,10 @@ pub struct Options {
     /// Sub-channels each controller allows [default: processors less one].
     #[arg(long, value_name = "N")]
     pub scsi_sub_channels: Option<u16>,
+    /// A network adapter: `user[,hostfwd=tcp:2222-:22]`, `tap,ifname=NAME` or
+    /// `socket,path=PATH`, then `[,mac=…][,mtu=9000][,queues=N][,detached]`.
+    #[arg(long, value_name = "BACKEND[,…]")]
+    pub net: Vec<NetOptions>,
     /// Have signals come through the monitor page.
     #[arg(long)]
     pub vmbus_monitor: bool,
@@ -115,6 +121,12 @@ impl Options {
         let storage = !self.disk.is_empty() || self.scsi_controllers.is_some();
         if storage && !features.has_vmbus(self.openvmm_like) {
             bail!("disks need VMBus, which needs the features hypercall, synic and messages");
+        }
+        if !self.net.is_empty() && !features.has_vmbus(self.openvmm_like) {
+            bail!("networks need VMBus, which needs the features hypercall, synic and messages");
+        }
+        if self.net.len() > ADAPTERS_MAX {
+            bail!("--net: at most {ADAPTERS_MAX}");
         }
         if self.scsi_controllers.is_some_and(|count| count > CONTROLLERS_MAX) {
             bail!("--scsi-controllers: at most {CONTROLLERS_MAX}");
@@ -294,6 +306,9 @@ mod tests {
         assert!(parse(&["--no-hyperv", "--hv-without", "ipi"]).is_err());
         assert!(parse(&["--disk", "a,rw"]).is_err());
         assert!(parse(&["--disk-fault", "x"]).is_err());
+        assert!(parse(&["--net", "user,mtu=1"]).is_err());
+        assert!(parse(&["--net", "user"]).unwrap().validate().is_ok());
+        assert!(parse(&["--net", "user"].repeat(17)).unwrap().validate().is_err());
         assert!(parse(&["--at", "text"]).is_err());
         for words in [
             &["--cpus", "0"][..],
@@ -304,6 +319,7 @@ mod tests {
             &["--hv-without", "tlb"],
             &["--disk", "a", "--no-hyperv"],
             &["--disk", "a", "--hv-without", "messages"],
+            &["--net", "user", "--hv-without", "synic"],
             &["--disk", "a,scsi=0:0", "--disk", "b,scsi=0:0"],
             &["--scsi-controllers", "9"],
             &["--door", "linux64", "--module", "m"],

@@ -1,6 +1,7 @@
 //! Counters of a run, and their JSON form (`docs/hvhost.md` explains the fields).
 
 use crate::kvm_ext::KvmStats;
+use crate::netvsp::{NicCounters, NicReport};
 use crate::trace::{Trace, TraceReport};
 use crate::vmbus::{ChannelCounters, ChannelReport};
 use anyhow::{Context, Result};
@@ -70,6 +71,7 @@ pub struct Counters {
     first_entry: Mutex<Option<Duration>>,
     markers: Mutex<BTreeMap<String, f64>>,
     channels: Mutex<BTreeMap<String, Arc<ChannelCounters>>>,
+    nics: Mutex<BTreeMap<String, Arc<NicCounters>>>,
     vmbus_malformed: AtomicU64,
     marker_watch: Mutex<Option<Sender<String>>>,
     kvm: Mutex<KvmFiles>,
@@ -120,6 +122,9 @@ pub struct Report {
     /// VMBus channels, by device and sub-channel.
     #[serde(default)]
     pub channels: BTreeMap<String, ChannelReport>,
+    /// Network adapters.
+    #[serde(default)]
+    pub nics: BTreeMap<String, NicReport>,
     /// KVM's own statistics.
     pub kvm: KvmReport,
     /// Counts of KVM's tracepoints (`--trace`).
@@ -163,6 +168,7 @@ impl Counters {
             first_entry: Mutex::default(),
             markers: Mutex::default(),
             channels: Mutex::default(),
+            nics: Mutex::default(),
             vmbus_malformed: AtomicU64::new(0),
             marker_watch: Mutex::default(),
             kvm: Mutex::default(),
@@ -226,6 +232,12 @@ impl Counters {
     #[must_use]
     pub fn channel(&self, name: &str) -> Arc<ChannelCounters> {
         lock(&self.channels).entry(name.to_string()).or_default().clone()
+    }
+
+    /// Counters of a network adapter; the same ones whenever it is plugged in.
+    #[must_use]
+    pub fn nic(&self, name: &str) -> Arc<NicCounters> {
+        lock(&self.nics).entry(name.to_string()).or_default().clone()
     }
 
     /// Counts an interrupt injected.
@@ -294,6 +306,10 @@ impl Counters {
                 .collect(),
             vmbus_malformed: self.vmbus_malformed.load(Relaxed),
             channels: lock(&self.channels)
+                .iter()
+                .map(|(name, counters)| (name.clone(), counters.report()))
+                .collect(),
+            nics: lock(&self.nics)
                 .iter()
                 .map(|(name, counters)| (name.clone(), counters.report()))
                 .collect(),

@@ -183,6 +183,23 @@ impl Channel {
         Ok(())
     }
 
+    /// As [`Self::send`], without waiting. `false`: there is no room; the guest signals when
+    /// there is.
+    ///
+    /// # Errors
+    /// The channel cannot go on.
+    pub fn try_send(&mut self, packet: &Outbound<'_>) -> Result<bool, ChannelError> {
+        if !self.outgoing.put(packet)? {
+            self.flush();
+            self.outgoing.wait_for(Some(packet));
+            if !self.outgoing.put(packet)? {
+                return Ok(false);
+            }
+        }
+        self.outgoing.wait_for(None);
+        Ok(true)
+    }
+
     /// Answers a transaction.
     ///
     /// # Errors

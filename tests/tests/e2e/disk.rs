@@ -10,9 +10,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Kernels whose packages have the drivers.
-pub const KERNELS: [&str; 3] = ["bullseye", "bookworm", "trixie"];
-
 const MIB: u64 = 1 << 20;
 /// Where the guest puts the pattern, in bytes.
 const PATTERN_AT: usize = 16 * 4096;

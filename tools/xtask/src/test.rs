@@ -36,8 +36,8 @@ pub struct E2e {
 /// hypercalls through the hypercall page.
 const EVERY_KERNEL: &str = "bullseye:5.10.0-32,bullseye,bookworm,trixie,sid";
 
-/// The kernels of `--matrix` whose packages have the disk's frontend as a module.
-const DISK_KERNELS: &str = "bullseye,bookworm,trixie";
+/// The kernels of `--matrix` for the small guests with disks.
+const DISK_KERNELS: &str = "bullseye,bookworm,trixie,sid";
 
 /// Host tests of all crates, then boots. The boots' summary is the last output.
 pub fn run(options: &Options) -> Result<()> {
@@ -53,6 +53,7 @@ pub fn run(options: &Options) -> Result<()> {
     disks::disks(&disks::Options {
         kernel: options.matrix.then(|| DISK_KERNELS.into()),
         cuts: options.matrix.then_some(20),
+        copy: options.matrix.then_some(4096),
         // One image and one kernel, but for the matrix.
         filter: (!options.matrix).then(|| "bookworm".into()),
         ..disks::Options::default()

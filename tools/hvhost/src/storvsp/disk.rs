@@ -347,6 +347,24 @@ mod tests {
     }
 
     #[test]
+    fn around_the_page_cache_where_that_works() {
+        // /tmp may be in memory, where it may not work.
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let raw = file(&dir, "raw", &vec![0; 1 << 16]);
+        let image = dir.path().join("image").display().to_string() + ",format=qcow2";
+        let made = std::process::Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", image.split(',').next().unwrap(), "1M"])
+            .status();
+        assert!(made.unwrap().success());
+        for disk in [raw, image] {
+            let direct = |words: &str| open(&format!("{disk}{words}")).map(|d| d.is_direct());
+            let possible = direct(",direct=on").unwrap_or(false);
+            assert_eq!(direct("").unwrap(), possible, "{disk}");
+            assert!(!direct(",direct=off").unwrap() && !direct(",cache=volatile").unwrap());
+        }
+    }
+
+    #[test]
     fn faults_strike() {
         let dir = tempfile::tempdir().unwrap();
         let path = file(&dir, "disk", &[1; 8192]);

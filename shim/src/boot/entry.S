@@ -12,28 +12,7 @@ boot_pvh:
     cld
     cli
     mov esi, ebx
-    mov edi, offset boot_ident_pd - {to_phys}
-    mov eax, 0x83                           # present, writable, 2 MiB
-    xor ecx, ecx
-2:  mov [edi + ecx * 8], eax
-    mov dword ptr [edi + ecx * 8 + 4], 0
-    add eax, 0x200000
-    inc ecx
-    cmp ecx, 2048
-    jne 2b
-    mov edx, offset boot_ident_pdpt - {to_phys}
-    lea eax, [edi + 3]
-    xor ecx, ecx
-3:  mov [edx + ecx * 8], eax
-    mov dword ptr [edx + ecx * 8 + 4], 0
-    add eax, 0x1000
-    inc ecx
-    cmp ecx, 4
-    jne 3b
     mov eax, offset boot_pml4 - {to_phys}
-    lea ecx, [edx + 3]
-    mov [eax], ecx
-    mov dword ptr [eax + 4], 0
     mov cr3, eax
     mov eax, cr4
     or eax, 0x20                            # PAE
@@ -65,15 +44,8 @@ boot_linux64:
 
 boot_common:
     lea rbx, [rip + __image_start]          # physical: we run identity mapped
-    # identity map of the first 4 GiB
+    # the identity map's upper levels, for where the image is
     lea r8, [rip + boot_ident_pd]
-    mov eax, 0x83
-    xor ecx, ecx
-2:  mov [r8 + rcx * 8], rax
-    add rax, 0x200000
-    inc ecx
-    cmp ecx, 2048
-    jne 2b
     lea r9, [rip + boot_ident_pdpt]
     lea rax, [r8 + 3]
     xor ecx, ecx
@@ -148,11 +120,28 @@ boot_gdt_pointer_high:
     .asciz "Xen"
     .quad boot_pvh - {to_phys}
 
+# The identity map of the first 4 GiB, for an image at its linked physical address. 0x83 is present,
+# writable, 2 MiB; 3 present, writable.
+.section .data.boot, "aw", @progbits
+.balign 4096
+boot_ident_pd:
+    boot_page = 0x83
+.rept 4 * 512
+    .quad boot_page
+    boot_page = boot_page + 0x200000
+.endr
+boot_ident_pdpt:
+    .quad boot_ident_pd - {to_phys} + 3
+    .quad boot_ident_pd - {to_phys} + 0x1003
+    .quad boot_ident_pd - {to_phys} + 0x2003
+    .quad boot_ident_pd - {to_phys} + 0x3003
+    .skip 4096 - 4 * 8
+boot_pml4:
+    .quad boot_ident_pdpt - {to_phys} + 3
+    .skip 4096 - 8
+
 .section .bss.boot, "aw", @nobits
 .balign 4096
-boot_pml4:       .skip 4096
-boot_ident_pdpt: .skip 4096
-boot_ident_pd:   .skip 4096 * 4
 boot_image_pdpt: .skip 4096
 boot_image_pd:   .skip 4096
 boot_image_pt:   .skip 4096

@@ -50,11 +50,11 @@ impl Tail {
     #[inline(always)]
     fn of<P: Platform>(cx: &Ctx<'_, P>, regs: &CpuRegs) -> Self {
         let mask = cx.vcpu.entry.info.evtchn_upcall_mask.load(Relaxed);
-        let (stack, cs) = if regs.from_guest_user() {
+        let (stack, cs, ss) = if regs.from_guest_user() {
             cx.plat.swapgs();
-            (cx.vcpu.entry.kernel_sp, regs.cs)
+            (cx.vcpu.entry.kernel_sp, selector::shown_cs(regs.cs), selector::shown_ss(regs.ss))
         } else {
-            (regs.rsp, u64::from(selector::GUEST_VIEW_KERNEL_CS))
+            (regs.rsp, u64::from(selector::GUEST_VIEW_KERNEL_CS), regs.ss)
         };
         let shown_if = if mask == 0 { rflags::IF } else { 0 };
         Self {
@@ -62,7 +62,7 @@ impl Tail {
             cs: cs | u64::from(mask) << 32,
             rflags: regs.rflags & !(rflags::IF | rflags::IOPL) | shown_iopl(cx) | shown_if,
             rsp: regs.rsp,
-            ss: regs.ss,
+            ss,
             stack: stack & !15,
         }
     }

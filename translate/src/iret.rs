@@ -4,7 +4,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use xen_abi::GuestVa;
-use xen_abi::arch::{IretContext, VGCF_IN_SYSCALL, flat, rflags};
+use xen_abi::arch::{IretContext, VGCF_IN_SYSCALL, rflags};
 use xen_abi::hypercall::VMASST_TYPE_ARCHITECTURAL_IOPL;
 
 use crate::Ctx;
@@ -31,7 +31,8 @@ const LOADABLE: u64 = rflags::CF
 ///
 /// CS decides by its RPL alone: 3 is user mode with the selectors given (a bad one makes the
 /// final IRETQ fault, which becomes the failsafe callback), everything else is the kernel, which
-/// always gets its own. Xen's flat user selectors that have another use here are replaced.
+/// always gets its own. For Xen's flat user selectors, whose entries are the guest kernel's here,
+/// the shim has others.
 #[inline]
 pub fn iret<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> Outcome {
     let Ok(words) = cx.plat.read_words(GuestVa(regs.rsp)) else {
@@ -43,8 +44,8 @@ pub fn iret<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> Outcome {
     };
     if from.cs & 3 == 3 {
         cx.plat.swapgs();
-        regs.cs = user_cs(from.cs as u16).into();
-        regs.ss = user_ss(from.ss as u16).into();
+        regs.cs = selector::user_cs(from.cs as u16).into();
+        regs.ss = selector::user_ss(from.ss as u16).into();
     } else {
         regs.cs = selector::KERNEL_CS.into();
         regs.ss = selector::KERNEL_SS.into();
@@ -71,18 +72,4 @@ pub fn iret<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> Outcome {
         bounce::update_attention(cx);
     }
     Outcome::Replaced
-}
-
-/// The selector that serves for a user CS the guest gave.
-#[inline]
-const fn user_cs(cs: u16) -> u16 {
-    // FLAT_RING3_CS64 is the guest kernel's own descriptor here, DPL 1.
-    if cs == flat::RING3_CS64 { selector::USER_CS64 } else { cs }
-}
-
-/// The selector that serves for a user SS the guest gave.
-#[inline]
-const fn user_ss(ss: u16) -> u16 {
-    // FLAT_RING3_SS likewise.
-    if ss == flat::RING3_DS32 { selector::USER_SS } else { ss }
 }

@@ -58,6 +58,8 @@ impl CpuRegs {
 
 /// Hardware selectors (RING1.md: the reserved GDT page 14 begins at 0xe000).
 pub mod selector {
+    use xen_abi::arch::flat;
+
     /// Code of the shim, DPL 0.
     pub const SHIM_CS: u16 = 0xe008;
     /// Stack of the shim; SYSCALL requires it at CS + 8.
@@ -79,7 +81,8 @@ pub mod selector {
     pub const USER_CS64_FLAT: u16 = 0xe063;
     /// Flat user data, DPL 3: stands for Xen's FLAT_RING3_SS64 (0xe02b).
     pub const USER_SS_FLAT: u16 = 0xe06b;
-    /// User code 64-bit SYSRET returns to (Linux's own value).
+    /// User code 64-bit SYSRET returns to: Linux's own value. Only for a guest that has given it
+    /// itself, with [`USER_SS`]: another's table may have anything there.
     pub const USER_CS64: u16 = 0x33;
     /// User stack SYSRET returns to.
     pub const USER_SS: u16 = 0x2b;
@@ -87,4 +90,32 @@ pub mod selector {
     pub const GUEST_GDT_PAGES: usize = 14;
     /// First selector of the reserved page.
     pub const FIRST_RESERVED: u16 = 0xe000;
+
+    /// What the guest is shown as the CS of user mode: Xen's selector for the one in its place.
+    #[inline]
+    #[must_use]
+    pub const fn shown_cs(cs: u64) -> u64 {
+        if cs == USER_CS64_FLAT as u64 { flat::RING3_CS64 as u64 } else { cs }
+    }
+
+    /// What the guest is shown as the SS of user mode.
+    #[inline]
+    #[must_use]
+    pub const fn shown_ss(ss: u64) -> u64 {
+        if ss == USER_SS_FLAT as u64 { flat::RING3_DS32 as u64 } else { ss }
+    }
+
+    /// The selector that serves for a CS of user mode that the guest gave.
+    #[inline]
+    #[must_use]
+    pub const fn user_cs(cs: u16) -> u16 {
+        if cs == flat::RING3_CS64 { USER_CS64_FLAT } else { cs }
+    }
+
+    /// The selector that serves for an SS of user mode that the guest gave.
+    #[inline]
+    #[must_use]
+    pub const fn user_ss(ss: u16) -> u16 {
+        if ss == flat::RING3_DS32 { USER_SS_FLAT } else { ss }
+    }
 }

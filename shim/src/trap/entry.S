@@ -95,10 +95,10 @@ stub_syscall:
     je stub_user_slow
     swapgs
     mov rsp, [rip + stub_percpu + {pc_kernel_sp}]
-    push {user_ss}
+    push {xen_user_ss}
     push [rip + stub_percpu + {pc_user_rsp}]
     push r11                                # RFLAGS; IF is set, as it always is in the guest
-    push {user_cs}                          # upper half: saved upcall mask, 0
+    push {xen_user_cs}                      # upper half: saved upcall mask, 0
     push rcx                                # RIP
     push r11
     push rcx
@@ -225,10 +225,10 @@ stub_hypercall_iretq:
     # User mode makes a 64-bit system call and the guest has no plain handler for it.
 stub_user_slow:
     mov rsp, [rip + stub_percpu + {pc_stack_top}]
-    push {user_ss}
+    push {user_ss_flat}
     push [rip + stub_percpu + {pc_user_rsp}]
     push r11
-    push {user_cs}
+    push {user_cs_flat}
     push rcx
     push -1
     jmp stub_compat_common
@@ -239,10 +239,10 @@ stub_user_slow:
 stub_syscall32:
     mov [rip + stub_percpu + {pc_user_rsp}], rsp
     mov rsp, [rip + stub_percpu + {pc_stack_top}]
-    push {user_ss}
+    push {user_ss_flat}
     push [rip + stub_percpu + {pc_user_rsp}]
     push r11
-    push {user_cs32_linux}
+    push {user_cs32}
     push rcx
     push -2                                 # CpuRegs::VECTOR_SYSCALL32
 stub_compat_common:
@@ -257,10 +257,10 @@ stub_compat_common:
 .balign 16
 .global stub_sysenter
 stub_sysenter:
-    push {user_ss}
+    push {user_ss_flat}
     push 0
     pushfq
-    push {user_cs32_xen}
+    push {user_cs32}
     push 0
     push -3                                 # CpuRegs::VECTOR_SYSENTER
     jmp stub_compat_common

@@ -14,6 +14,7 @@ use core::mem::{offset_of, size_of};
 use translate::outcome::Outcome;
 use translate::regs::{CpuRegs, selector};
 use translate::{Ctx, bounce, dispatch, emulate, sched};
+use xen_abi::arch::flat;
 use xen_abi::hypercall::HypercallNr;
 use xen_abi::mm::DomId;
 use xen_abi::shared_info::VcpuInfo;
@@ -27,8 +28,6 @@ use crate::platform::Shim;
 const KERNEL_RFLAGS: u64 = 0x202;
 /// RFLAGS bits the fast return to user mode looks at: TF IF NT IOPL RF VM VIF VIP.
 const IRET_RFLAGS_MASK: u32 = 0x001b_7300;
-/// CS of 32-bit user code of Linux, which SYSCALL from it reports.
-const USER_CS32_LINUX: u16 = 0x23;
 
 global_asm!(
     include_str!("entry.S"),
@@ -58,8 +57,11 @@ global_asm!(
     info_mask = const offset_of!(VcpuInfo, evtchn_upcall_mask),
     user_ss = const selector::USER_SS,
     user_cs = const selector::USER_CS64,
-    user_cs32_linux = const USER_CS32_LINUX,
-    user_cs32_xen = const selector::USER_CS32,
+    user_ss_flat = const selector::USER_SS_FLAT,
+    user_cs_flat = const selector::USER_CS64_FLAT,
+    user_cs32 = const selector::USER_CS32,
+    xen_user_ss = const flat::RING3_DS32,
+    xen_user_cs = const flat::RING3_CS64,
     kernel_ss = const selector::KERNEL_SS,
     kernel_cs = const selector::KERNEL_CS,
     kernel_rflags = const KERNEL_RFLAGS,

@@ -236,6 +236,19 @@ fn return_to(machine: &mut Machine, context: &IretContext) -> CpuRegs {
     regs
 }
 
+/// A program on Xen's flat segments is interrupted and goes on: its kernel sees Xen's selectors.
+#[test]
+fn flat_selectors_come_back_as_they_were_given() {
+    let mut machine = machine();
+    for (cs, ss) in [(0xe033, 0xe02b), (0x33, 0x2b), (0xe023, 0xe02b), (7, 0xf)] {
+        let context = IretContext { cs, ss, rflags: 0x202, ..IretContext::default() };
+        let mut regs = return_to(&mut machine, &context);
+        exception(&mut machine.cx(), &mut regs, 3, None);
+        let frame = words(&machine, regs.rsp, 7);
+        assert_eq!((frame[3], frame[6]), (cs, ss));
+    }
+}
+
 #[test]
 fn iret_chooses_selectors() {
     let mut machine = machine();
@@ -246,8 +259,9 @@ fn iret_chooses_selectors() {
         ((0xe031, 0), (0xe031, 0xe029)),
         ((0x33, 0x2b), (0x33, 0x2b)),
         ((0x23, 0x2b), (0x23, 0x2b)),
-        ((0xe023, 0xe02b), (0xe023, 0x2b)),
-        ((0xe033, 0xe02b), (0x33, 0x2b)),
+        ((0xe023, 0xe02b), (0xe023, 0xe06b)),
+        ((0xe033, 0xe02b), (0xe063, 0xe06b)),
+        ((0xe063, 0xe06b), (0xe063, 0xe06b)),
         ((0x1_0000_0033, 0x2b), (0x33, 0x2b)),
         ((7, 0xf), (7, 0xf)),
     ];

@@ -23,18 +23,18 @@ pub const SHUTDOWN_CRASH: u32 = 3;
 #[inline]
 pub unsafe fn raw(nr: u64, args: [u64; 6]) -> i64 {
     let mut result = nr;
-    // SAFETY: SYSCALL clobbers RCX and R11, which are listed; the rest is the
-    // caller's contract.
+    // SAFETY: SYSCALL clobbers RCX and R11, a hypercall its own arguments, and
+    // all are listed; the rest is the caller's contract.
     unsafe {
         asm!(
             "syscall",
             inout("rax") result,
-            in("rdi") args[0],
-            in("rsi") args[1],
-            in("rdx") args[2],
-            in("r10") args[3],
-            in("r8") args[4],
-            in("r9") args[5],
+            inlateout("rdi") args[0] => _,
+            inlateout("rsi") args[1] => _,
+            inlateout("rdx") args[2] => _,
+            inlateout("r10") args[3] => _,
+            inlateout("r8") args[4] => _,
+            inlateout("r9") args[5] => _,
             lateout("rcx") _,
             lateout("r11") _,
         );

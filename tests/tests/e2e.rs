@@ -73,6 +73,9 @@ fn main() -> ExitCode {
             add(format!("{kernel}/native/{name}"), test, kernel, &[]);
         }
     }
+    for (name, _) in TINY {
+        add(format!("tiny/{name}"), tiny, name, &[]);
+    }
     if !ignored && !arguments.list {
         if let Err(e) = pontoon::cleanup::on_signals(|| ()) {
             eprintln!("signals: {e:#}");
@@ -106,6 +109,9 @@ const NATIVE: [(&str, Test); 5] = [
     ("disk", disk::native),
     ("disk-like-openvmm", disk::like_openvmm),
 ];
+
+/// Kernels of `tests/guests/tiny`, each its own judge, and their command lines.
+const TINY: [(&str, &str); 3] = [("traps", ""), ("user", ""), ("hcfuzz", "calls=50000 seed=1")];
 
 fn list(variable: &str, separator: &str) -> Option<Vec<String>> {
     let value = std::env::var(variable).ok().filter(|v| !v.is_empty())?;
@@ -369,6 +375,17 @@ fn shell(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
         transcript.tail()
     );
     Ok(())
+}
+
+/// A tiny guest powers off when it liked what it saw, and crashes otherwise.
+fn tiny(lab: &mut Lab, name: &str, _: &[String]) -> Result<()> {
+    let (name, append) = TINY.into_iter().find(|tiny| tiny.0 == name).context("a tiny guest")?;
+    let mut machine = Machine::new(&guests::tiny(name)?, None, append);
+    machine.memory_mib = MEMORY_MIB;
+    machine.timeout = Some(LIMIT);
+    let machine = machine.under_shim(&lab.scratch()?)?;
+    let outcome = lab.run(&machine, &Input::default(), &mut |_| {})?;
+    ended(&outcome, &Transcript::of(&outcome), Status::POWER_OFF)
 }
 
 const DETECT: &str = "console=ttyS0 quiet panic=-1 pontoon_test=detect";

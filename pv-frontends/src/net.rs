@@ -441,7 +441,8 @@ pub trait NetDevice: Sync {
     fn resume(&self, queue: u32);
     /// Which packets to receive. At first: none.
     fn set_filter(&self, filter: RxFilter) -> Result<(), Unsupported>;
-    /// Hash and spread of received packets. At first: a random key, queues in turn.
+    /// Hash and spread of received packets. At first: all types, the key of the specification of
+    /// receive-side scaling, queues in turn.
     fn set_rss(&self, rss: &Rss<'_>) -> Result<(), Unsupported>;
     /// Which received streams may be coalesced. At first: none.
     fn set_coalescing(&self, v4: bool, v6: bool) -> Result<(), Unsupported>;

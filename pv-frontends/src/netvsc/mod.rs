@@ -1,4 +1,42 @@
 //! The network cards of a Hyper-V machine.
+//!
+//! ```text
+//! VMBus offer ─> Card: INIT, buffers, RNDIS INITIALIZE, queries, sub-channels ─> Sink::added
+//! Nic (NetDevice) ─> Card ─> Queue (one per channel) ─> Tx ─> ring ─> completion ─> transmitted
+//!                                                       Rx <─ ring <─ receive buffer ─> receive
+//! ```
+//!
+//! [`NetVsc`] is the VMBus driver of all cards. A [`Card`] keeps its conversation with the host, the
+//! settings the backend wants, and its queues; whoever integrates this makes a [`Nic`] of it when
+//! the [`Sink`] hears of it. When the host takes the channel back and offers it again, the card stays
+//! the same, with the link down meanwhile.
+//!
+//! Transmission is by the guest's own pages, or by copies of small packets. The pages are the
+//! guest's again when the host has answered, or has let the channel go.
+//!
+//! Lock order: a queue's receiving end, the card's conversation, its queues, a queue's sending end,
+//! then what VMBus has. Of these only the receiving end is held while the [`Sink`] is called.
+
+mod card;
+mod config;
+mod control;
+mod counters;
+mod driver;
+mod facts;
+mod frame;
+mod machine;
+mod parse;
+mod queue;
+mod rx;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod tx;
+
+pub use card::Card;
+pub use config::Config;
+pub use counters::Counter;
+pub use driver::{NetVsc, Nic};
 
 use alloc::sync::Arc;
 

@@ -161,12 +161,21 @@ impl<M: RingMemory> BackRing<M> {
     /// # Errors
     /// As [`Self::waiting`].
     pub fn sleep(&mut self) -> Result<bool, Bogus> {
-        if self.waiting()? > 0 {
+        self.sleep_for(1)
+    }
+
+    /// Asks to be told when so many requests can be taken (at least one, at most as many as there
+    /// are entries); whether they are there already.
+    ///
+    /// # Errors
+    /// As [`Self::waiting`].
+    pub fn sleep_for(&mut self, requests: u32) -> Result<bool, Bogus> {
+        if self.waiting()? >= requests {
             return Ok(true);
         }
-        self.memory.store(REQ_EVENT, self.req_cons.wrapping_add(1), Ordering::Relaxed);
+        self.memory.store(REQ_EVENT, self.req_cons.wrapping_add(requests), Ordering::Relaxed);
         self.memory.barrier();
-        Ok(self.waiting()? > 0)
+        Ok(self.waiting()? >= requests)
     }
 }
 

@@ -43,6 +43,29 @@ fn request(words: &Watched, index: u32, value: u32) -> bool {
     (index + 1).wrapping_sub(event) < 1
 }
 
+/// One that waits for two requests is told of the second, however they come.
+#[test]
+fn two_requests_are_waited_for() {
+    loom::model(|| {
+        let words = Watched::new();
+        let told = Arc::new(AtomicBool::new(false));
+        let front = {
+            let (words, told) = (words.clone(), told.clone());
+            thread::spawn(move || {
+                let first = request(&words, 0, 1);
+                if request(&words, 1, 2) || first {
+                    told.store(true, LoomOrdering::Relaxed);
+                }
+            })
+        };
+        let mut back = BackRing::attach(words, BYTES, ENTRY).unwrap();
+        let there = back.sleep_for(2).unwrap();
+        front.join().unwrap();
+        assert!(there || told.load(LoomOrdering::Relaxed), "asleep, and not told");
+        assert_eq!(back.waiting(), Ok(2));
+    });
+}
+
 /// No request is left behind: what the backend does not see before it sleeps, it is told of; and
 /// what it takes is what was written.
 #[test]

@@ -1,0 +1,36 @@
+//! A vif between a fake netfront and a fake card.
+
+mod ctrl;
+mod front;
+mod handshake;
+mod hostile;
+mod packet;
+mod random;
+mod receive;
+mod transmit;
+mod world;
+
+use std::vec::Vec;
+
+use super::*;
+use crate::net::NetInfo;
+use front::{Features, Front, LINUX, Wish, connect_all};
+use packet::Recipe;
+use world::{Frame, World, card};
+
+/// A world with a vif announced and a frontend of one queue connected.
+fn connected_as(info: NetInfo, features: Features) -> (World, Front) {
+    let mut w = World::new(info);
+    w.vif.announce(&w.store).unwrap();
+    let front = connect_all(&mut w, features).0.pop().unwrap();
+    (w, front)
+}
+
+fn connected() -> (World, Front) {
+    connected_as(card(1), LINUX)
+}
+
+/// The statuses of all answers, which are of one packet.
+fn statuses(front: &mut Front, w: &mut World) -> Vec<i16> {
+    front.answers(w).0.into_iter().map(|(_, status)| status).collect()
+}

@@ -1,0 +1,574 @@
+//! A guest with a store and a network card: what a vif's surroundings are in the shim.
+
+use std::boxed::Box;
+use std::collections::VecDeque;
+use std::format;
+use std::string::{String, ToString};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, MutexGuard};
+use std::vec::Vec;
+
+use translate::evtchn::{self, Here};
+use translate::fake::{FakePlatform, Machine, mfn, va};
+use translate::platform::{GuestMemory, PageWords};
+use translate::xenstore::{Config, DomainConfig, Store};
+use xen_abi::event_channel::EvtchnOp;
+use xen_abi::grant_table::gtf;
+use xen_abi::{GuestVa, Mfn};
+
+use crate::net::{
+    Gso, HashTypes, MacAddress, NetDevice, NetInfo, Rss, RxCsum, RxFilter, RxHash, RxPacket,
+    RxPage, RxVerdict, Tag, TxCsum, TxEnd, TxOffloads, TxPacket, TxRefusal, TxSubmitted,
+    Unsupported, copy_out,
+};
+use crate::netback::{BouncePage, Env, Limits, Rings, Vif, VifConfig, port_of};
+use crate::xenbus::Stores;
+
+/// Guest frames: the grant table's, one for arguments, and from [`FIRST_FREE`] on any.
+const TABLE: core::ops::Range<u64> = 10..19;
+const ARGUMENTS: u64 = 9;
+const FIRST_FREE: u64 = 20;
+pub const FRAMES: u64 = 900;
+/// Grants: one frame of entries, of which the first 8 are reserved.
+const GREFS: core::ops::Range<u32> = 8..512;
+
+/// The real store.
+pub struct Shared(Mutex<Store>);
+
+impl Stores for Shared {
+    fn with<R>(&self, f: impl FnOnce(&mut dyn crate::xenbus::Store) -> R) -> Option<R> {
+        Some(f(&mut *self.0.lock().unwrap()))
+    }
+}
+
+impl Shared {
+    fn new() -> Self {
+        let mut store = Store::new(&Config { bytes: 256 << 10, ..Config::default() }).unwrap();
+        let domain = DomainConfig {
+            name: b"net",
+            uuid: [7; 16],
+            max_kib: 1 << 20,
+            target_kib: 1 << 20,
+            nr_vcpus: 1,
+            console: (1, 1),
+            store: (2, 2),
+        };
+        store.add_domain(&domain).unwrap();
+        Self(Mutex::new(store))
+    }
+    fn read(&self, path: &str) -> Option<String> {
+        self.with(|store| store.read(path))?.map(|value| value.as_str().to_string())
+    }
+    pub fn front(&self, name: &str) -> Option<String> {
+        self.read(&format!("/local/domain/1/device/vif/0/{name}"))
+    }
+    pub fn back(&self, name: &str) -> Option<String> {
+        self.read(&format!("/local/domain/0/backend/vif/1/0/{name}"))
+    }
+    pub fn set_front(&self, name: &str, value: impl ToString) {
+        let path = format!("/local/domain/1/device/vif/0/{name}");
+        self.with(|store| crate::xenbus::Store::write(store, &path, &value.to_string()))
+            .unwrap()
+            .unwrap();
+    }
+    /// As if it were not there: no number, and no flag.
+    pub fn remove_front(&self, name: &str) {
+        if self.front(name).is_some() {
+            self.set_front(name, "");
+        }
+    }
+}
+
+/// A packet at the card.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    pub queue: u32,
+    pub tag: Tag,
+    pub bytes: Vec<u8>,
+    pub csum: TxCsum,
+    pub gso: Option<Gso>,
+    pub vlan: Option<u16>,
+    pub hash: Option<u32>,
+    /// Where the bytes are: read again at the end, when they must still be the same.
+    places: Vec<(Mfn, u16, u16)>,
+}
+
+/// A packet the host has for the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub bytes: Vec<u8>,
+    pub csum: RxCsum,
+    pub gso: Option<Gso>,
+    pub hash: Option<RxHash>,
+    pub vlan: Option<u16>,
+    /// Where in the receive buffer its parts are cut.
+    pub cuts: Vec<usize>,
+}
+
+impl Frame {
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, csum: RxCsum::Validated, gso: None, hash: None, vlan: None, cuts: Vec::new() }
+    }
+}
+
+/// RSS as it was set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetRss {
+    pub types: HashTypes,
+    pub key: [u8; 40],
+    pub table: Vec<u16>,
+}
+
+/// A card's state.
+pub struct NicState {
+    pub info: NetInfo,
+    pub pending: VecDeque<Sent>,
+    /// All it was ever given.
+    pub log: Vec<Sent>,
+    /// Takes no more than so many at once.
+    pub room: usize,
+    /// It said so.
+    pub was_busy: bool,
+    /// Copies packets of at most so many bytes.
+    pub copies: u32,
+    pub refuse: Option<TxRefusal>,
+    pub gone: bool,
+    pub uncommitted: u64,
+    /// For the guest, by queue; and whether the queue stands still.
+    pub inbox: Vec<(VecDeque<Frame>, bool)>,
+    pub resumed: Vec<u32>,
+    pub filter: RxFilter,
+    pub filters: u32,
+    pub rss: Option<SetRss>,
+    pub coalescing: (bool, bool),
+}
+
+/// A card in memory.
+pub struct FakeNic(pub Mutex<NicState>);
+
+pub const MAC: MacAddress = MacAddress([0, 0x15, 0x5d, 1, 2, 3]);
+
+/// A card with all there is.
+pub fn card(queues: u32) -> NetInfo {
+    NetInfo {
+        mac: MAC,
+        mtu: 1500,
+        max_mtu: 9000,
+        link: true,
+        speed_bps: 10_000_000_000,
+        queues,
+        max_fragments: 32,
+        tx: TxOffloads {
+            csum_tcp_v4: true,
+            csum_udp_v4: true,
+            csum_tcp_v6: true,
+            csum_udp_v6: true,
+            gso_v4_bytes: 65535,
+            gso_v6_bytes: 65535,
+            vlan: true,
+        },
+        coalesce_v4: true,
+        coalesce_v6: true,
+        rss_entries: 64,
+    }
+}
+
+impl FakeNic {
+    fn new(info: NetInfo) -> Self {
+        Self(Mutex::new(NicState {
+            info,
+            pending: VecDeque::new(),
+            log: Vec::new(),
+            room: usize::MAX,
+            was_busy: false,
+            copies: 0,
+            refuse: None,
+            gone: false,
+            uncommitted: 0,
+            inbox: (0..info.queues).map(|_| (VecDeque::new(), false)).collect(),
+            resumed: Vec::new(),
+            filter: RxFilter::default(),
+            filters: 0,
+            rss: None,
+            coalescing: (false, false),
+        }))
+    }
+    pub fn state(&self) -> MutexGuard<'_, NicState> {
+        self.0.lock().unwrap()
+    }
+}
+
+/// What netback promises a card.
+fn check(info: &NetInfo, packet: &TxPacket<'_>, bytes: &[u8]) {
+    assert!(!packet.fragments.is_empty());
+    assert!(packet.fragments.len() <= usize::from(info.max_fragments));
+    for fragment in packet.fragments {
+        assert!(fragment.len > 0 && u32::from(fragment.offset) + u32::from(fragment.len) <= 4096);
+    }
+    assert!(bytes.len() >= 14 && bytes.len() <= 65535);
+    assert!(packet.vlan.is_none() || info.tx.vlan);
+    if let TxCsum::Partial { ip, transport, l3, l4 } = packet.csum {
+        use crate::net::{Ip, Transport};
+        let (l3, l4) = (usize::from(l3), usize::from(l4));
+        let version = if ip == Ip::V4 { 4 } else { 6 };
+        assert_eq!(bytes[l3] >> 4, version);
+        assert!(l4 + if transport == Transport::Tcp { 18 } else { 8 } <= bytes.len());
+        let offered = match (ip, transport) {
+            (Ip::V4, Transport::Tcp) => info.tx.csum_tcp_v4,
+            (Ip::V4, Transport::Udp) => info.tx.csum_udp_v4,
+            (Ip::V6, Transport::Tcp) => info.tx.csum_tcp_v6,
+            (Ip::V6, Transport::Udp) => info.tx.csum_udp_v6,
+        };
+        assert!(offered || packet.gso.is_some());
+    }
+    if let Some(gso) = packet.gso {
+        assert!(gso.mss > 0);
+        assert!(matches!(
+            packet.csum,
+            TxCsum::Partial { transport: crate::net::Transport::Tcp, .. }
+        ));
+    }
+}
+
+impl NetDevice for FakeNic {
+    fn info(&self) -> NetInfo {
+        self.state().info
+    }
+    fn submit(&self, queue: u32, packet: &TxPacket<'_>, tag: Tag) -> TxSubmitted {
+        let mut state = self.state();
+        assert!(queue < state.info.queues);
+        let mut bytes = Vec::new();
+        for fragment in packet.fragments {
+            let mut part = std::vec![0; fragment.len.into()];
+            copy_out(fragment.page, fragment.offset.into(), &mut part);
+            bytes.extend(part);
+        }
+        check(&state.info, packet, &bytes);
+        if state.gone {
+            return TxSubmitted::Refused(TxRefusal::Removed);
+        }
+        if let Some(refusal) = state.refuse {
+            return TxSubmitted::Refused(refusal);
+        }
+        if state.pending.len() >= state.room {
+            state.was_busy = true;
+            return TxSubmitted::Busy;
+        }
+        let places = packet.fragments.iter().map(|f| (f.gpfn, f.offset, f.len)).collect();
+        let (csum, gso, vlan, hash) = (packet.csum, packet.gso, packet.vlan, packet.hash);
+        let sent = Sent { queue, tag, bytes, csum, gso, vlan, hash, places };
+        state.uncommitted |= 1 << queue;
+        state.log.push(sent.clone());
+        if packet.bytes() <= state.copies {
+            return TxSubmitted::Copied;
+        }
+        state.pending.push_back(sent);
+        TxSubmitted::Queued
+    }
+    fn commit(&self, queue: u32) {
+        self.state().uncommitted &= !(1 << queue);
+    }
+    fn resume(&self, queue: u32) {
+        let mut state = self.state();
+        state.resumed.push(queue);
+        state.inbox[queue as usize].1 = false;
+    }
+    fn set_filter(&self, filter: RxFilter) -> Result<(), Unsupported> {
+        let mut state = self.state();
+        state.filter = filter;
+        state.filters += 1;
+        if state.gone { Err(Unsupported::Removed) } else { Ok(()) }
+    }
+    fn set_rss(&self, rss: &Rss<'_>) -> Result<(), Unsupported> {
+        let mut state = self.state();
+        assert!(rss.table.len().is_power_of_two());
+        assert!(rss.table.len() <= state.info.rss_entries.into());
+        assert!(rss.table.iter().all(|queue| u32::from(*queue) < state.info.queues));
+        state.rss = Some(SetRss { types: rss.types, key: rss.key, table: rss.table.to_vec() });
+        Ok(())
+    }
+    fn set_coalescing(&self, v4: bool, v6: bool) -> Result<(), Unsupported> {
+        self.state().coalescing = (v4, v6);
+        Ok(())
+    }
+    fn set_mtu(&self, mtu: u32) -> Result<(), Unsupported> {
+        let mut state = self.state();
+        if mtu > state.info.max_mtu {
+            return Err(Unsupported::Values);
+        }
+        state.info.mtu = mtu;
+        Ok(())
+    }
+}
+
+/// Bytes of a page, where both sides may change them.
+pub fn page_bytes(page: &PageWords) -> Vec<u8> {
+    page.iter().flat_map(|word| word.load(Relaxed).to_le_bytes()).collect()
+}
+
+pub fn set_page_bytes(page: &PageWords, offset: usize, bytes: &[u8]) {
+    let mut all = page_bytes(page);
+    all[offset..offset + bytes.len()].copy_from_slice(bytes);
+    for (word, bytes) in page.iter().zip(all.chunks_exact(8)) {
+        word.store(u64::from_le_bytes(bytes.try_into().unwrap()), Relaxed);
+    }
+}
+
+/// A page that is not the guest's.
+pub fn own_page() -> &'static PageWords {
+    Box::leak(Box::new([const { AtomicU64::new(0) }; 512]))
+}
+
+/// All together.
+pub struct World {
+    pub machine: Machine,
+    pub store: Shared,
+    pub vif: Vif<FakeNic>,
+    free_pages: Vec<u64>,
+    free_grefs: Vec<u32>,
+    buffer: Vec<RxPage>,
+    bounce: Vec<BouncePage>,
+}
+
+pub const CONFIG: VifConfig = VifConfig { handle: 0, mac: None, mtu: None, promiscuous: false };
+
+impl World {
+    pub fn new(info: NetInfo) -> Self {
+        Self::with(info, CONFIG, 2)
+    }
+
+    pub fn with(info: NetInfo, config: VifConfig, nr_bounce: u64) -> Self {
+        let machine = Machine::with(FRAMES, 4);
+        let pool: Vec<Mfn> = TABLE.map(mfn).collect();
+        machine.dom.gnttab.set_pool(&machine.plat, &pool);
+        let bounce: Vec<_> = (0..nr_bounce)
+            .map(|nr| BouncePage { gpfn: Mfn(1 << 40 | nr), page: own_page() })
+            .collect();
+        let vif = Vif::new(3, config, Limits { queues: 4 }, FakeNic::new(info), &bounce).unwrap();
+        let buffer = (0..20).map(|nr| RxPage { gpfn: 1 << 41 | nr, page: own_page() }).collect();
+        Self {
+            machine,
+            store: Shared::new(),
+            vif,
+            free_pages: (FIRST_FREE..FRAMES).rev().collect(),
+            free_grefs: GREFS.rev().collect(),
+            buffer,
+            bounce,
+        }
+    }
+
+    pub fn plat(&self) -> &FakePlatform {
+        &self.machine.plat
+    }
+
+    pub fn env(&self) -> Env<'_, FakePlatform> {
+        Env { dom: &self.machine.dom, plat: &self.machine.plat, here: Here::on_id(0) }
+    }
+
+    pub fn words(&self, page: Mfn) -> &'static PageWords {
+        self.plat().frame(page).expect("the guest's")
+    }
+
+    pub fn page(&mut self) -> Mfn {
+        mfn(self.free_pages.pop().expect("a free page"))
+    }
+
+    pub fn free_page(&mut self, page: Mfn) {
+        self.free_pages.push(page.0 - mfn(0).0);
+    }
+
+    pub fn free_counts(&self) -> (usize, usize) {
+        (self.free_pages.len(), self.free_grefs.len())
+    }
+
+    fn entry(gref: u32) -> GuestVa {
+        va(TABLE.start).add(u64::from(gref) * 8)
+    }
+
+    pub fn entry_of(&self, gref: u32) -> u64 {
+        self.plat().peek(Self::entry(gref))
+    }
+
+    /// Makes an entry of a frame number and flags, for domain 0.
+    pub fn grant_as(&mut self, frame: u64, flags: u16) -> u32 {
+        let gref = self.free_grefs.pop().expect("a free grant");
+        self.plat().poke(Self::entry(gref), frame << 32 | u64::from(flags));
+        gref
+    }
+
+    pub fn grant(&mut self, page: Mfn, read_only: bool) -> u32 {
+        let flags = gtf::PERMIT_ACCESS | if read_only { gtf::READONLY } else { 0 };
+        self.grant_as(page.0, flags)
+    }
+
+    /// Whether a backend shows that it uses a grant.
+    pub fn in_use(&self, gref: u32) -> bool {
+        let flags = self.entry_of(gref) as u16;
+        flags & gtf::TYPE_MASK == gtf::PERMIT_ACCESS && flags & (gtf::READING | gtf::WRITING) != 0
+    }
+
+    pub fn any_in_use(&self) -> bool {
+        GREFS.into_iter().any(|gref| self.in_use(gref))
+    }
+
+    /// Takes a grant back.
+    pub fn end_access(&mut self, gref: u32) {
+        assert!(!self.in_use(gref), "gref {gref} is still in use");
+        self.spoil(gref, 0);
+        self.free_grefs.push(gref);
+    }
+
+    /// Writes something else into a grant's entry.
+    pub fn spoil(&self, gref: u32, entry: u64) {
+        self.plat().poke(Self::entry(gref), entry);
+    }
+
+    pub fn alloc_port(&mut self) -> u32 {
+        let at = va(ARGUMENTS);
+        self.plat().poke(at, 0x7ff0);
+        let op = EvtchnOp::ALLOC_UNBOUND.0.into();
+        evtchn::event_channel_op(&mut self.machine.cx(), op, at.0).expect("a port");
+        (self.plat().peek(at) >> 32) as u32
+    }
+
+    pub fn close_port(&mut self, port: u32) {
+        let at = va(ARGUMENTS);
+        self.plat().poke(at, port.into());
+        evtchn::event_channel_op(&mut self.machine.cx(), EvtchnOp::CLOSE.0.into(), at.0).unwrap();
+    }
+
+    /// The guest notifies a port that is of these rings of a queue.
+    pub fn kick(&self, rings: Rings, queue: u16) {
+        while self.vif.kicked(&self.env(), port_of(3, rings, queue)) {}
+        if self.vif.is_unsettled() {
+            self.settle();
+        }
+    }
+
+    /// Takes a port's pending bit.
+    pub fn take_event(&self, port: u32) -> bool {
+        let word = &self.machine.dom.shared_info.evtchn_pending[port as usize / 64];
+        let bit = 1 << (port % 64);
+        word.fetch_and(!bit, Relaxed) & bit != 0
+    }
+
+    pub fn settle(&self) {
+        while self.vif.settled(&self.env(), &self.store) {}
+    }
+
+    /// Ends the way of the `index`-th of the packets at the card: the bytes are those it was given.
+    pub fn transmit(&self, index: usize, end: TxEnd) -> bool {
+        let sent = {
+            let mut state = self.vif.device().state();
+            assert_eq!(state.uncommitted, 0, "the host was not told");
+            let Some(sent) = state.pending.remove(index) else { return false };
+            sent
+        };
+        let mut bytes = Vec::new();
+        for (gpfn, offset, len) in &sent.places {
+            let bounce = self.bounce.iter().find(|page| page.gpfn == *gpfn);
+            let page = bounce.map_or_else(|| self.words(*gpfn), |page| page.page);
+            let mut part = std::vec![0; usize::from(*len)];
+            copy_out(page, usize::from(*offset), &mut part);
+            bytes.extend(part);
+        }
+        assert!(bytes == sent.bytes, "the pages changed under the card");
+        self.vif.transmitted(&self.env(), sent.tag, end);
+        true
+    }
+
+    /// Sends everything that is at the card.
+    pub fn drain(&self) {
+        loop {
+            while self.transmit(0, TxEnd::Sent) {}
+            self.vif.device().state().was_busy = false;
+            self.settle();
+            if self.vif.device().state().pending.is_empty() {
+                break;
+            }
+        }
+    }
+
+    /// Has the host bring a packet.
+    pub fn arrive(&self, queue: u32, frame: Frame) {
+        self.vif.device().state().inbox[queue as usize].0.push_back(frame);
+    }
+
+    /// Brings the guest what the host has, as far as it goes.
+    pub fn pump(&self) {
+        let queues = self.vif.device().state().inbox.len();
+        for queue in 0..queues {
+            loop {
+                let frame = {
+                    let mut state = self.vif.device().state();
+                    let (inbox, stopped) = &mut state.inbox[queue];
+                    if *stopped || inbox.is_empty() {
+                        break;
+                    }
+                    // Waits, unless it is resumed meanwhile.
+                    *stopped = true;
+                    inbox[0].clone()
+                };
+                if self.bring(queue as u32, &frame) == RxVerdict::Wait {
+                    break;
+                }
+                let mut state = self.vif.device().state();
+                state.inbox[queue].0.pop_front();
+                state.inbox[queue].1 = false;
+            }
+        }
+        self.settle();
+    }
+
+    /// Brings one packet, in parts somewhere in the receive buffer, which is overwritten after.
+    pub fn bring(&self, queue: u32, frame: &Frame) -> RxVerdict {
+        let mut parts = Vec::new();
+        let (mut from, mut at) = (0, 37);
+        let mut ends: Vec<_> = frame.cuts.iter().map(|cut| (*cut).min(frame.bytes.len())).collect();
+        ends.push(frame.bytes.len());
+        ends.sort_unstable();
+        for end in ends {
+            if end == from {
+                continue;
+            }
+            parts.push((at as u32, (end - from) as u32));
+            let mut rest = &frame.bytes[from..end];
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rest.len().min(4096 - at % 4096));
+                set_page_bytes(self.buffer[at / 4096].page, at % 4096, now);
+                (rest, at) = (later, at + now.len());
+            }
+            (from, at) = (end, at + 13);
+        }
+        let mut packet = RxPacket::new(&self.buffer, &parts).expect("a packet");
+        (packet.csum, packet.gso) = (frame.csum, frame.gso);
+        (packet.hash, packet.vlan) = (frame.hash, frame.vlan);
+        let verdict = self.vif.receive(&self.env(), queue, &packet);
+        for page in &self.buffer {
+            page.page.iter().for_each(|word| word.store(u64::MAX, Relaxed));
+        }
+        verdict
+    }
+
+    pub fn set_state(&self, state: u32) {
+        self.store.set_front("state", state);
+        self.vif.frontend_changed(&self.env(), &self.store);
+    }
+
+    pub fn back_state(&self) -> u32 {
+        self.store.back("state").map_or(0, |state| state.parse().unwrap())
+    }
+
+    pub fn advance(&self, ns: u64) {
+        self.plat().state().now_ns += ns;
+    }
+
+    /// Lets time pass up to what the vif waits for.
+    pub fn tick(&self) {
+        let deadline = self.vif.deadline().expect("it waits for something");
+        let now = self.plat().state().now_ns;
+        self.advance(deadline.saturating_sub(now));
+        self.vif.tick(&self.env());
+    }
+}

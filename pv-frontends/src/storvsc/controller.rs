@@ -46,6 +46,8 @@ pub(super) struct Controller {
     leaving: Mutex<Vec<Arc<Unit>>>,
     /// 1: a reset was sent for late requests; 2: the channel is being closed for them.
     escalation: AtomicU8,
+    /// The primary channel is gone for good; the controller goes with the last of the others.
+    pub gone: AtomicBool,
     /// How often the channel was opened again.
     pub reopened: AtomicU8,
     /// Answers to nothing, and packets that are none.
@@ -64,6 +66,7 @@ impl Controller {
             units: RwLock::new(Vec::new()),
             leaving: Mutex::new(Vec::new()),
             escalation: AtomicU8::new(0),
+            gone: AtomicBool::new(false),
             reopened: AtomicU8::new(0),
             bogus: AtomicU64::new(0),
         }
@@ -129,14 +132,13 @@ impl Controller {
         self.units.read().get(nr).cloned()
     }
 
-    /// All units are gone.
+    /// All units are gone; those with requests on a channel that the host has not let go yet are
+    /// reported when it has.
     pub(super) fn remove_units<S: Sink>(&self, sink: &S) {
-        let units = core::mem::take(&mut *self.units.write());
-        let leaving = core::mem::take(&mut *self.leaving.lock());
-        for unit in units.into_iter().chain(leaving) {
-            unit.set_gone();
-            sink.removed(&unit);
-        }
+        let mut units = core::mem::take(&mut *self.units.write());
+        units.iter().for_each(|unit| unit.set_gone());
+        self.leaving.lock().append(&mut units);
+        self.take_leave(sink);
     }
 
     /// Lets those go on that wait for room, or whose requests ended.

@@ -154,14 +154,19 @@ impl<S: Sink> StorVsc<S> {
     fn controller(&self, id: ChannelId) -> Option<Arc<Controller>> {
         let controllers = self.controllers.read();
         let has = |controller: &&Arc<Controller>| {
-            controller.offer.channel_id == id || controller.queue(id).is_some()
+            let is_its = controller.offer.channel_id == id;
+            is_its && !controller.gone.load(Ordering::Relaxed) || controller.queue(id).is_some()
         };
         controllers.iter().find(has).cloned()
     }
 
     fn by_instance(&self, offer: &OfferChannel) -> Option<Arc<Controller>> {
         let controllers = self.controllers.read();
-        controllers.iter().find(|c| c.instance() == offer.interface_instance).cloned()
+        let is_it = |controller: &&Arc<Controller>| {
+            controller.instance() == offer.interface_instance
+                && !controller.gone.load(Ordering::Relaxed)
+        };
+        controllers.iter().find(is_it).cloned()
     }
 
     fn offered<H: Hypervisor>(&self, bus: &VmBus<H>, offer: &OfferChannel) {
@@ -221,7 +226,8 @@ impl<S: Sink> StorVsc<S> {
     fn closed<H: Hypervisor>(&self, bus: &VmBus<H>, id: ChannelId) {
         let Some(controller) = self.controller(id) else { return };
         controller.remove_queue(bus, &self.sink, id, IoError::Io);
-        if controller.offer.channel_id != id {
+        if controller.offer.channel_id != id || controller.gone.load(Ordering::Relaxed) {
+            self.forget(bus, &controller);
             return;
         }
         controller.close_channels(bus);
@@ -245,8 +251,22 @@ impl<S: Sink> StorVsc<S> {
         let error = if controller.offer.channel_id == id { IoError::Removed } else { IoError::Io };
         controller.remove_queue(bus, &self.sink, id, error);
         if controller.offer.channel_id == id {
+            controller.gone.store(true, Ordering::Relaxed);
             controller.remove_units(&self.sink);
-            self.controllers.write().retain(|other| !Arc::ptr_eq(other, &controller));
+        }
+        self.forget(bus, &controller);
+    }
+
+    /// Forgets a controller that is gone, with the last of its channels.
+    fn forget<H: Hypervisor>(&self, bus: &VmBus<H>, controller: &Arc<Controller>) {
+        if !controller.gone.load(Ordering::Relaxed) || !controller.channels().is_empty() {
+            return;
+        }
+        let mut controllers = self.controllers.write();
+        let at = controllers.iter().position(|other| Arc::ptr_eq(other, controller));
+        let known = at.map(|at| controllers.remove(at)).is_some();
+        drop(controllers);
+        if known {
             controller.free_page(bus);
         }
     }

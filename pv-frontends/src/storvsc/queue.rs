@@ -10,15 +10,14 @@ use hv_abi::scsi::{Opcode, UnmapDescriptor, UnmapHeader};
 use hv_abi::storvsc::Version;
 use spin::Mutex;
 use translate::platform::PageWords;
+use xen_abi::Mfn;
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, transmute};
 
 use super::command::{Cdb, Direction, Payload, execute};
 use super::unit::{Request, Unit, UnitAddress};
 use crate::blkback::{Io, Segment, Tag};
-use crate::vmbus::{
-    Channel, External, Hypervisor, OutPacket, PageSpan, SendError, Shared, Span, VmBus,
-};
+use crate::vmbus::{Channel, External, Hypervisor, OutPacket, PageSpan, SendError, Shared, VmBus};
 
 /// Bytes of UNMAP's parameter data with one range.
 pub(super) const UNMAP_BYTES: usize = size_of::<UnmapHeader>() + size_of::<UnmapDescriptor>();
@@ -31,39 +30,37 @@ const BUSY_WAIT_NS: u64 = 10_000_000;
 /// How often a request is sent in all.
 const MAX_TRIES: u8 = 8;
 
-/// A piece of a page in 8 bytes: frame number, first byte, bytes less one.
-#[derive(Clone, Copy, Debug, Default)]
-struct Packed(u64);
-
-impl Packed {
-    /// `None` for frames beyond 52 bits of address, which no processor has.
-    fn new(gpfn: u64, offset: u32, bytes: u32) -> Option<Self> {
-        let fits = gpfn < 1 << 40 && offset < 4096 && (1..=4096).contains(&bytes);
-        fits.then(|| Self(gpfn << 24 | u64::from(offset) << 12 | u64::from(bytes - 1)))
-    }
+/// A request's memory: one range of a packet, whose frames are in the slot's share of the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Range {
+    /// First byte, in the first frame.
+    offset: u32,
+    bytes: u32,
+    frames: usize,
 }
 
-impl Span for Packed {
-    fn gpfn(&self) -> u64 {
-        self.0 >> 24
-    }
-    fn offset(&self) -> u32 {
-        (self.0 >> 12) as u32 & 0xfff
-    }
-    fn bytes(&self) -> u32 {
-        (self.0 as u32 & 0xfff) + 1
-    }
-}
-
-impl Span for Segment {
-    fn gpfn(&self) -> u64 {
-        self.gpfn.0
-    }
-    fn offset(&self) -> u32 {
-        u32::from(self.offset)
-    }
-    fn bytes(&self) -> u32 {
-        u32::from(self.len)
+impl Range {
+    /// Writes the frames of pieces that make one range: all but the first begin at their page's first
+    /// byte, all but the last end at its last. `None` where they do not, have no room, or are
+    /// beyond 52 bits of address, which no processor has.
+    fn of(segments: &[Segment], to: &mut [u64]) -> Option<Self> {
+        const PAGE: u32 = PAGE_SIZE as u32;
+        let to = to.get_mut(..segments.len())?;
+        let first = segments.first()?;
+        let offset = u32::from(first.offset);
+        let (mut wrong, mut at) = (offset >= PAGE, offset);
+        for (segment, to) in segments.iter().zip(to) {
+            // From where the one before ended; that must be a page's end, but for the first.
+            let joins = u32::from(segment.offset) == at;
+            let end = at + u32::from(segment.len);
+            wrong |= !joins || end == at || end > PAGE || segment.gpfn.0 >= 1 << 40;
+            at = if end == PAGE { 0 } else { PAGE };
+            *to = segment.gpfn.0;
+        }
+        let whole = (segments.len() - 1) as u32 * PAGE;
+        let last = segments.last()?;
+        let end = whole + u32::from(last.offset) + u32::from(last.len);
+        (!wrong).then(|| Self { offset, bytes: end - offset, frames: segments.len() })
     }
 }
 
@@ -87,9 +84,7 @@ struct Pending {
     address: UnitAddress,
     cdb: Cdb,
     direction: Direction,
-    data_bytes: u32,
-    /// Pieces in the slot's share of the table.
-    spans: usize,
+    range: Range,
     tries: u8,
     /// Waits to be sent again; the host does not have it.
     is_waiting: bool,
@@ -108,7 +103,7 @@ struct Slot {
 struct Slots {
     slots: Box<[Slot]>,
     free: Vec<u16>,
-    spans: Box<[Packed]>,
+    frames: Box<[u64]>,
 }
 
 /// A request that ended.
@@ -132,7 +127,7 @@ pub(super) struct Overdue {
 pub(super) struct Queue {
     pub channel: Arc<Channel>,
     slots: Mutex<Slots>,
-    max_spans: usize,
+    max_frames: usize,
     /// For UNMAP's parameters: a share of a page for each slot.
     unmap: Box<[Shared<PageWords>]>,
     /// A packet was written and the host not signalled.
@@ -140,16 +135,22 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// A queue of `requests` requests of up to `max_spans` pieces; `None` without memory.
+    /// A queue of `requests` requests of up to `max_frames` pages; `None` without memory.
     pub(super) fn new<H: Hypervisor>(
         hv: &H,
         channel: Arc<Channel>,
         requests: u16,
-        max_spans: usize,
+        max_frames: usize,
     ) -> Option<Self> {
         let count = usize::from(requests);
+        let slots = Slots {
+            slots: list(count, |_| Slot::default())?.into_boxed_slice(),
+            free: list(count, |nr| requests - 1 - nr as u16)?,
+            frames: list(count * max_frames, |_| 0)?.into_boxed_slice(),
+        };
         let pages = (count * UNMAP_ROOM).div_ceil(PAGE_SIZE);
-        let mut unmap: Vec<Shared<PageWords>> = Vec::with_capacity(pages);
+        let mut unmap: Vec<Shared<PageWords>> = Vec::new();
+        unmap.try_reserve_exact(pages).ok()?;
         for _ in 0..pages {
             match hv.allocate() {
                 Some(page) => unmap.push(page),
@@ -159,15 +160,10 @@ impl Queue {
                 }
             }
         }
-        let slots = Slots {
-            slots: (0..count).map(|_| Slot::default()).collect(),
-            free: (0..requests).rev().collect(),
-            spans: (0..count * max_spans).map(|_| Packed::default()).collect(),
-        };
         Some(Self {
             channel,
             slots: Mutex::new(slots),
-            max_spans,
+            max_frames,
             unmap: unmap.into_boxed_slice(),
             owed: AtomicBool::new(false),
         })
@@ -188,7 +184,7 @@ impl Queue {
         request: &Request,
         tag: Tag,
     ) -> Result<(), SendError> {
-        if io.segments.len() > self.max_spans {
+        if io.segments.len() > self.max_frames {
             return Err(SendError::TooLarge);
         }
         let mut slots = self.slots.lock();
@@ -197,34 +193,19 @@ impl Queue {
             return Err(SendError::Closed);
         }
         let Some(nr) = slots.free.last().copied() else { return Err(SendError::Full) };
-        let first = usize::from(nr) * self.max_spans;
-        let mut spans = 0;
-        let mut data_bytes = 0;
-        if let Some((lba, blocks)) = request.unmap {
-            let span = self.put_unmap(nr, lba, blocks).ok_or(SendError::BadSpan)?;
-            data_bytes = UNMAP_BYTES as u32;
-            if let Some(place) = slots.spans.get_mut(first) {
-                *place = span;
-                spans = 1;
-            }
-        } else {
-            for segment in io.segments {
-                let packed = Packed::new(segment.gpfn(), segment.offset(), segment.bytes());
-                let packed = packed.ok_or(SendError::BadSpan)?;
-                data_bytes += packed.bytes();
-                if let Some(place) = slots.spans.get_mut(first + spans) {
-                    *place = packed;
-                    spans += 1;
-                }
-            }
-        }
+        let share = slots.frames.get_mut(self.share(nr)).unwrap_or_default();
+        let range = match request.unmap {
+            Some((lba, blocks)) => self.put_unmap(nr, lba, blocks, share),
+            None if io.segments.is_empty() => Some(Range::default()),
+            None => Range::of(io.segments, share),
+        };
+        let range = range.ok_or(SendError::BadSpan)?;
         let pending = Pending {
             owner: Owner::Unit(Arc::clone(unit), tag),
             address: unit.address(),
             cdb: request.cdb,
             direction: request.direction,
-            data_bytes,
-            spans,
+            range,
             tries: 0,
             is_waiting: false,
             at_ns: 0,
@@ -243,20 +224,18 @@ impl Queue {
     ) -> Result<(), SendError> {
         let mut slots = self.slots.lock();
         let Some(nr) = slots.free.last().copied() else { return Err(SendError::Full) };
-        let (mut spans, mut data_bytes) = (0, 0);
+        let mut range = Range::default();
         if let Some((gpfn, bytes)) = page {
-            let packed = Packed::new(gpfn, 0, bytes).ok_or(SendError::BadSpan)?;
-            if let Some(place) = slots.spans.get_mut(usize::from(nr) * self.max_spans) {
-                (*place, spans, data_bytes) = (packed, 1, bytes);
-            }
+            let segment = Segment { gpfn: Mfn(gpfn), offset: 0, len: bytes as u16 };
+            let share = slots.frames.get_mut(self.share(nr)).unwrap_or_default();
+            range = Range::of(&[segment], share).ok_or(SendError::BadSpan)?;
         }
         let pending = Pending {
             owner: Owner::Own,
             address,
             cdb,
-            direction: if spans == 0 { Direction::None } else { Direction::In },
-            data_bytes,
-            spans,
+            direction: if range.frames == 0 { Direction::None } else { Direction::In },
+            range,
             tries: 0,
             is_waiting: false,
             at_ns: 0,
@@ -274,7 +253,7 @@ impl Queue {
         let mut slots = self.slots.lock();
         let Some(nr) = slots.free.last().copied() else { return Err(SendError::Full) };
         let generation = next_generation(&slots, nr);
-        self.write::<H, PageSpan>(bus, transaction(nr, generation), External::None, payload)?;
+        self.write(bus, transaction(nr, generation), External::None, payload)?;
         let at_ns = bus.hypervisor().now_ns().saturating_add(TIMEOUT_NS);
         bus.deadline_at(at_ns);
         let pending = Pending {
@@ -282,14 +261,19 @@ impl Queue {
             address: UnitAddress { path: 0, target: 0, lun: 0 },
             cdb: Cdb::test_unit_ready(),
             direction: Direction::None,
-            data_bytes: 0,
-            spans: 0,
+            range: Range::default(),
             tries: MAX_TRIES,
             is_waiting: false,
             at_ns,
         };
         occupy(&mut slots, nr, generation, pending);
         Ok(())
+    }
+
+    /// A slot's place in the table of frames.
+    fn share(&self, nr: u16) -> core::ops::Range<usize> {
+        let first = usize::from(nr) * self.max_frames;
+        first..first + self.max_frames
     }
 
     fn start<H: Hypervisor>(
@@ -315,11 +299,13 @@ impl Queue {
         generation: u32,
         pending: &mut Pending,
     ) -> Result<(), SendError> {
-        let Pending { address, cdb, direction, data_bytes, .. } = pending;
-        let payload = execute(version, *address, cdb, *direction, *data_bytes);
-        let first = usize::from(nr) * self.max_spans;
-        let spans = slots.spans.get(first..first + pending.spans).unwrap_or_default();
-        let external = if spans.is_empty() { External::None } else { External::MultiPage(spans) };
+        let Pending { address, cdb, direction, range, .. } = pending;
+        let Range { offset, bytes, frames } = *range;
+        let payload = execute(version, *address, cdb, *direction, bytes);
+        let external = match slots.frames.get(self.share(nr)).and_then(|all| all.get(..frames)) {
+            None | Some([]) => External::None,
+            Some(gpfns) => External::Frames { offset, bytes, gpfns },
+        };
         self.write(bus, transaction(nr, generation), external, &payload)?;
         pending.tries += 1;
         pending.is_waiting = false;
@@ -328,11 +314,11 @@ impl Queue {
         Ok(())
     }
 
-    fn write<H: Hypervisor, S: Span>(
+    fn write<H: Hypervisor>(
         &self,
         bus: &VmBus<H>,
         transaction_id: u64,
-        external: External<'_, S>,
+        external: External<'_, PageSpan>,
         payload: &Payload,
     ) -> Result<(), SendError> {
         let packet = OutPacket {
@@ -369,7 +355,7 @@ impl Queue {
         let slots = self.slots.lock();
         let nr = slot_of(&slots, transaction_id)?;
         let pending = slots.slots.get(usize::from(nr))?.pending.as_ref()?;
-        Some(pending.data_bytes)
+        Some(pending.range.bytes)
     }
 
     /// Sends a request again that was answered: at once, or after a while. `false`: it was sent
@@ -468,7 +454,7 @@ impl Queue {
     }
 
     /// Writes UNMAP's parameters into a slot's share of the pages.
-    fn put_unmap(&self, nr: u16, lba: u64, blocks: u32) -> Option<Packed> {
+    fn put_unmap(&self, nr: u16, lba: u64, blocks: u32, share: &mut [u64]) -> Option<Range> {
         let header = UnmapHeader {
             data_length: U16::new(UNMAP_BYTES as u16 - 2),
             descriptor_length: U16::new(size_of::<UnmapDescriptor>() as u16),
@@ -487,8 +473,17 @@ impl Queue {
         for (to, from) in words.iter().zip([first, rest[0], rest[1]]) {
             to.store(from, Ordering::Relaxed);
         }
-        Packed::new(page.gpfn, (at % PAGE_SIZE) as u32, UNMAP_BYTES as u32)
+        let (offset, len) = ((at % PAGE_SIZE) as u16, UNMAP_BYTES as u16);
+        Range::of(&[Segment { gpfn: Mfn(page.gpfn), offset, len }], share)
     }
+}
+
+/// So many values; `None` without memory.
+fn list<T>(count: usize, value: impl FnMut(usize) -> T) -> Option<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).ok()?;
+    values.extend((0..count).map(value));
+    Some(values)
 }
 
 /// The number a request goes by.

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use hv_abi::vmbus::gpadl::GpadlTeardown;
 use hv_abi::vmbus::message::{ModifyChannel, RelidReleased};
@@ -75,6 +75,8 @@ pub struct VmBus<H: Hypervisor> {
     pub(super) state: Mutex<State>,
     /// Open channels, by number.
     pub(super) open: RwLock<Vec<Arc<Channel>>>,
+    /// Words of event flags that channels were opened in.
+    pub(super) flag_words: AtomicUsize,
     /// Where messages go; 0 while there is nowhere. Apart from the state, so that a crash finds it
     /// whatever lock is held.
     pub(super) message_connection: AtomicU32,
@@ -115,6 +117,7 @@ impl<H: Hypervisor> VmBus<H> {
                 next_open: 0,
             }),
             open: RwLock::new(Vec::new()),
+            flag_words: AtomicUsize::new(0),
             message_connection: AtomicU32::new(0),
             unloaded: AtomicBool::new(false),
             dispatching: AtomicBool::new(false),
@@ -150,6 +153,7 @@ impl<H: Hypervisor> VmBus<H> {
     }
 
     pub(super) fn publish(&self, channel: &Arc<Channel>) {
+        self.flag_words.fetch_max(channel.id().0 as usize / 64 + 1, Ordering::Relaxed);
         let mut open = self.open.write();
         if let Err(at) = open.binary_search_by_key(&channel.id(), |channel| channel.id()) {
             open.insert(at, Arc::clone(channel));

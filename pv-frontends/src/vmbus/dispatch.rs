@@ -61,7 +61,9 @@ impl<H: Hypervisor> VmBus<H> {
     /// Takes the flags that are set and lets the drivers of those channels read. `flags` are those
     /// of the VMBus SINT on the calling virtual processor.
     pub fn on_event_flags(&self, flags: &EventFlags) {
-        for (nr, word) in flags.words.iter().enumerate() {
+        // Of channels that were never open there are none.
+        let used = self.flag_words.load(Ordering::Relaxed);
+        for (nr, word) in flags.words.iter().enumerate().take(used) {
             if word.load(Ordering::Relaxed) == 0 {
                 continue;
             }

@@ -477,6 +477,31 @@ fn a_rescinded_controller_fails_its_requests() {
     assert_eq!(bench.io(Op::Read, 0, &segments), Ok(()));
 }
 
+/// What the host has on a sub-channel is its own until it lets that go, too.
+#[test]
+fn units_go_with_the_last_channel() {
+    let config = Config { vps: vec![0, 1], max_sub_channels: 1, ..Config::default() };
+    let mut bench = Bench::new(config, Version::V6_2, vec![(0, Medium::disk(4096))]);
+    bench.host.max_sub_channels = 1;
+    bench.run();
+    let sub_channel = *bench.host.server.channels.keys().find(|id| **id != PRIMARY).unwrap();
+    let disk = bench.disk(0);
+    let (gpfn, _) = bench.page();
+    let segments = [segment(gpfn, 0, 512)];
+    let io = Io { operation: Op::Read, sector: 0, segments: &segments };
+    for queue in 0..2 {
+        assert_eq!(disk.submit(queue, &io, Tag(queue.into())), Submitted::Accepted);
+    }
+    bench.host.rescind(&bench.bus, PRIMARY);
+    assert_eq!(bench.completed().len(), 1, "that of the primary channel");
+    assert!(bench.notes.removed.lock().is_empty());
+    bench.host.rescind(&bench.bus, sub_channel);
+    assert_eq!(bench.completed().len(), 1);
+    assert_eq!(*bench.notes.removed.lock(), [0]);
+    bench.pass(2 * SECOND);
+    assert_eq!(bench.fake.pages_in_use(), 3 + 1, "the bus's, and the guest's");
+}
+
 #[test]
 fn late_requests_reset_the_bus_then_close_the_channel() {
     let mut bench = Bench::ready();

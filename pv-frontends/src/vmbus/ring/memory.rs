@@ -71,4 +71,17 @@ impl RingMemory for PagedRing {
             place.store(word, Ordering::Relaxed);
         }
     }
+
+    fn write_words(&self, at: u32, mut words: &[u64]) {
+        let (mut nr, mut first) = (at as usize / PAGE_SIZE, at as usize % PAGE_SIZE / 8);
+        while !words.is_empty() {
+            let Some(places) = self.data.get(nr).and_then(|page| page.get(first..)) else { return };
+            let (now, rest) = words.split_at(places.len().min(words.len()));
+            for (place, word) in places.iter().zip(now) {
+                place.store(*word, Ordering::Relaxed);
+            }
+            (words, first) = (rest, 0);
+            nr = if nr + 1 < self.data.len() { nr + 1 } else { 0 };
+        }
+    }
 }

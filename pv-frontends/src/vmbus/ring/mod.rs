@@ -62,6 +62,13 @@ pub trait RingMemory {
     fn read(&self, at: u32) -> u64;
     /// Writes 8 bytes of data, relaxed.
     fn write(&self, at: u32, word: u64);
+    /// Writes words from a position on, over the end to the beginning.
+    fn write_words(&self, mut at: u32, words: &[u64]) {
+        for word in words {
+            self.write(at, *word);
+            at = advance(at, 8, self.data_bytes());
+        }
+    }
 }
 
 /// The ring cannot be used (any more).

@@ -54,6 +54,16 @@ pub enum External<'a, S> {
     /// All pieces as one range (a multi-page buffer): every piece but the first begins its page,
     /// every piece but the last ends its page.
     MultiPage(&'a [S]),
+    /// The same, said as the packet says it: where the range begins in its first frame, its bytes,
+    /// and its frames, of which there are as many as it reaches.
+    Frames {
+        /// First byte, in the first frame.
+        offset: u32,
+        /// Bytes.
+        bytes: u32,
+        /// Frame numbers.
+        gpfns: &'a [u64],
+    },
 }
 
 /// A packet to send.
@@ -228,6 +238,7 @@ fn shape<S: Span>(packet: &OutPacket<'_, S>) -> Result<Shape, SendError> {
     const DESCRIPTOR: usize = size_of::<PacketDescriptor>();
     const GPA_DIRECT: usize = DESCRIPTOR + size_of::<GpaDirectHeader>();
     const RANGE: usize = size_of::<GpaRange>();
+    let page = PAGE_SIZE as u32;
     let (spans, is_one_range) = match packet.external {
         External::None => {
             let packet_type =
@@ -236,8 +247,22 @@ fn shape<S: Span>(packet: &OutPacket<'_, S>) -> Result<Shape, SendError> {
         }
         External::PageBuffers(spans) => (spans, false),
         External::MultiPage(spans) => (spans, true),
+        External::Frames { offset, bytes, gpfns } => {
+            let end = u64::from(offset) + u64::from(bytes);
+            let fits = offset < page
+                && bytes > 0
+                && gpfns.len() as u64 == end.div_ceil(u64::from(page))
+                && !packet.is_completion;
+            if !fits {
+                return Err(SendError::BadSpan);
+            }
+            if gpfns.len() > usize::from(u16::MAX) {
+                return Err(SendError::TooLarge);
+            }
+            let header_bytes = GPA_DIRECT + RANGE + gpfns.len() * 8;
+            return Ok(Shape { packet_type: PacketType::GPA_DIRECT, header_bytes, ranges: 1 });
+        }
     };
-    let page = PAGE_SIZE as u32;
     let fits =
         |span: &S| span.bytes() > 0 && span.offset() < page && span.bytes() <= page - span.offset();
     if packet.is_completion || spans.is_empty() || !spans.iter().all(fits) {
@@ -325,6 +350,11 @@ impl<M: RingMemory> Cursor<'_, M> {
                 for span in *spans {
                     self.word(span.gpfn());
                 }
+            }
+            External::Frames { offset, bytes, gpfns } => {
+                self.range(*offset, *bytes);
+                self.memory.write_words(self.at, gpfns);
+                self.at = advance(self.at, gpfns.len() as u32 * 8, self.bytes);
             }
         }
     }

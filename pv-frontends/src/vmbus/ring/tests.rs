@@ -79,6 +79,43 @@ fn gpa_direct_packets_in_memory() {
     );
 }
 
+/// A range said by its frames is the range said by its pieces.
+#[test]
+fn frames_are_pieces() {
+    let (_, mut by_pieces, _) = pair(1);
+    let (_, mut by_frames, _) = pair(1);
+    for (first, last, count) in [(0, 4096, 1), (512, 1024, 1), (3584, 512, 2), (1024, 4096, 5)] {
+        let gpfns: Vec<u64> = (0..count).map(|nr| 0x77 + nr * 3).collect();
+        let spans: Vec<_> = gpfns
+            .iter()
+            .zip(0..)
+            .map(|(gpfn, nr)| {
+                let offset = if nr == 0 { first } else { 0 };
+                let end = if nr == count - 1 { last } else { 4096 };
+                PageSpan { gpfn: *gpfn, offset, bytes: end - offset }
+            })
+            .collect();
+        let bytes = spans.iter().map(|span| span.bytes).sum();
+        let external = External::MultiPage(spans.as_slice());
+        let sent = by_pieces.write(&OutPacket { external, ..in_band(1, &[1; 16]) });
+        let external: External<'_, PageSpan> =
+            External::Frames { offset: first, bytes, gpfns: &gpfns };
+        assert_eq!(by_frames.write(&OutPacket { external, ..in_band(1, &[1; 16]) }), sent);
+    }
+    assert_eq!(words(&by_pieces, 60), words(&by_frames, 60));
+    for (offset, bytes, count) in
+        [(0, 0, 0), (0, 4096, 0), (0, 4097, 1), (1, 4096, 1), (0, 4096, 2), (4096, 1, 2)]
+    {
+        let gpfns = vec![1; count];
+        let external = External::Frames { offset, bytes, gpfns: &gpfns };
+        let packet = OutPacket { external, ..in_band(1, &[]) };
+        assert_eq!(by_frames.write(&packet), Err(SendError::BadSpan), "{offset} {bytes} {count}");
+    }
+    let external = External::Frames { offset: 0, bytes: 4096, gpfns: &[1] };
+    let packet = OutPacket { external, is_completion: true, ..in_band(1, &[]) };
+    assert_eq!(by_frames.write(&packet), Err(SendError::BadSpan));
+}
+
 #[test]
 fn spans_that_are_none() {
     let (control, mut out, _) = pair(1);
@@ -325,7 +362,13 @@ proptest! {
                     let spans: Vec<_> = (0..u64::from(count))
                         .map(|gpfn| PageSpan { gpfn, offset: 0, bytes: 4096 })
                         .collect();
-                    let external = External::MultiPage(spans.as_slice());
+                    let gpfns: Vec<u64> = (0..u64::from(count)).collect();
+                    let bytes = u32::from(count) * 4096;
+                    let external = if count % 2 == 0 && count > 0 {
+                        External::Frames { offset: 0, bytes, gpfns: &gpfns }
+                    } else {
+                        External::MultiPage(spans.as_slice())
+                    };
                     let packet = OutPacket { external, ..in_band(sent, &payload) };
                     if out.write(&packet).is_ok() {
                         expected.push_back((sent, payload));

@@ -16,10 +16,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::Ctx;
 use crate::evtchn::{Named, domain_by_any_id};
-use crate::mmu;
 use crate::outcome::{HcResult, Outcome, efault, ret};
 use crate::platform::Platform;
 use crate::regs::CpuRegs;
+use crate::{gnttab, mmu};
 
 /// Extents taken in one go; the rest is a continuation.
 const BATCH: u64 = 128;
@@ -208,7 +208,7 @@ fn one_extent<P: Platform>(
 
 /// Takes a frame from the guest, unless ring 0 would fall with it.
 fn release<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> Option<()> {
-    if mmu::is_loaded(cx, mfn) || !cx.plat.release_frame(mfn) {
+    if mmu::is_loaded(cx, mfn) || gnttab::is_pinned(cx.dom, mfn) || !cx.plat.release_frame(mfn) {
         return None;
     }
     cx.dom.nr_pages.fetch_sub(1, Relaxed);

@@ -1,5 +1,6 @@
 //! Who uses which entry: pins, and the flags by which the guest sees them.
 
+use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use spin::RwLockReadGuard;
@@ -32,8 +33,8 @@ pub(super) mod pin {
 }
 
 /// What is known about a pinned entry. `state`: pins (bits 0-31), [`LOCKED`], [`OWN`],
-/// [`SUB_PAGE`], first byte (35-47) and the byte behind the last (48-60). While it is locked only
-/// the holder changes it, and `mfn` with it.
+/// [`SUB_PAGE`], first byte (35-47) and the byte behind the last (48-60); 0 where it is not pinned.
+/// While it is locked only the holder changes it, and `mfn` with it.
 #[derive(Debug, Default)]
 pub(super) struct Active {
     state: AtomicU64,
@@ -51,6 +52,8 @@ const SUB_PAGE: u64 = 1 << 34;
 const FROM_SHIFT: u32 = 35;
 const TO_SHIFT: u32 = 48;
 const BYTE_MASK: u64 = 0x1fff;
+/// All of a page, for a backend.
+const WHOLE: u64 = PAGE_SIZE << TO_SHIFT;
 
 impl Active {
     pub(super) fn is_pinned(&self) -> bool {
@@ -97,7 +100,8 @@ impl Locked<'_> {
         self.state as u32
     }
     fn set_pins(&mut self, pins: u32) {
-        self.state = self.state & !u64::from(u32::MAX) | u64::from(pins);
+        let rest = if pins == 0 { 0 } else { self.state & !u64::from(u32::MAX) };
+        self.state = rest | u64::from(pins);
     }
     fn mfn(&self) -> Mfn {
         Mfn(self.active.mfn.load(Ordering::Relaxed))
@@ -308,6 +312,51 @@ impl Table {
         Ok(Access { mfn: active.mfn(), offset: from, len: to - from })
     }
 
+    /// [`Self::acquire`] for a backend, of an entry of version 1 that nobody uses and that is as
+    /// entries mostly are; `None`: it is not, and nothing was done.
+    #[inline(always)]
+    fn acquire_plain<P: Platform>(
+        &self,
+        plat: &P,
+        gref: GrantRef,
+        plain: &Plain,
+        is_l4: impl Fn(u64) -> bool,
+    ) -> Option<Mfn> {
+        let head = self.shared_v1(gref)?;
+        let active = self.active.get(gref.0 as usize)?;
+        active.state.compare_exchange(0, LOCKED, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        let word = head.load(Ordering::Relaxed);
+        let mfn = Mfn(word >> 32);
+        let good = word & plain.mask == gtf::PERMIT_ACCESS.into() && plat.is_ram(mfn);
+        let new = word | plain.flags;
+        if good
+            && !is_l4(mfn.0)
+            && head.compare_exchange(word, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        {
+            active.mfn.store(mfn.0, Ordering::Relaxed);
+            active.state.store(plain.pinned, Ordering::Release);
+            return Some(mfn);
+        }
+        active.state.store(0, Ordering::Release);
+        None
+    }
+
+    /// [`Self::unpin`] for what [`Self::acquire_plain`] did, if nobody else has used the entry since;
+    /// whether that is so.
+    #[inline(always)]
+    fn unpin_plain(&self, gref: GrantRef, plain: &Plain) -> bool {
+        let Some(head) = self.shared_v1(gref) else { return false };
+        let Some(active) = self.active.get(gref.0 as usize) else { return false };
+        let locked = plain.pinned | LOCKED;
+        let (take, see) = (Ordering::Acquire, Ordering::Relaxed);
+        if active.state.compare_exchange(plain.pinned, locked, take, see).is_err() {
+            return false;
+        }
+        head.fetch_and(!plain.flags, Ordering::Release);
+        active.state.store(0, Ordering::Release);
+        true
+    }
+
     /// Takes pins away.
     #[inline]
     pub(super) fn unpin(&self, gref: GrantRef, pins: u32, write: bool) {
@@ -327,6 +376,39 @@ impl Table {
         }
     }
 }
+
+/// A backend's only use of a whole page, by an entry of version 1.
+struct Plain {
+    /// What is looked at in the entry: type, domain (0), and whether it may be written.
+    mask: u64,
+    /// What is set in it.
+    flags: u64,
+    /// The entry's state while it is pinned so, and only so.
+    pinned: u64,
+}
+
+impl Plain {
+    const READ: Self = Self::new(false);
+    const WRITE: Self = Self::new(true);
+
+    const fn new(write: bool) -> Self {
+        let (read_only, writing, pins) = if write {
+            (gtf::READONLY, gtf::WRITING, pin::HOST_WRITE)
+        } else {
+            (0, 0, pin::HOST_READ)
+        };
+        Self {
+            mask: (gtf::TYPE_MASK | read_only) as u64 | 0xffff << 16,
+            flags: (gtf::READING | writing) as u64,
+            pinned: pins as u64 | WHOLE,
+        }
+    }
+
+    const fn of(write: bool) -> &'static Self {
+        if write { &Self::WRITE } else { &Self::READ }
+    }
+}
+const _: () = assert!(BACKEND_DOMID.0 == 0);
 
 /// With the use shown to the guest: looks at what the entry grants, and remembers or compares it.
 fn examine<P: Platform>(
@@ -396,16 +478,30 @@ pub fn release(dom: &Domain, gref: GrantRef, write: bool) {
     open(dom).release(gref, write);
 }
 
+/// Whether a frame is in use by a grant: then it cannot be given up. (Xen takes it, and keeps it
+/// back until the last user has gone.)
+#[must_use]
+pub fn is_pinned(dom: &Domain, mfn: Mfn) -> bool {
+    let table = dom.gnttab.table.read();
+    let mut used = table.active.iter().take(table.nr_entries() as usize);
+    used.any(|active| {
+        active.state.load(Ordering::Acquire) != 0 && active.mfn.load(Ordering::Relaxed) == mfn.0
+    })
+}
+
 /// The table, held against a change of its size or version while several grants are looked at.
 pub struct Grants<'a> {
     dom: &'a Domain,
     table: RwLockReadGuard<'a, Table>,
+    /// First and last of the frames that processors use as their L4, once it was asked: pages
+    /// outside need no closer look.
+    l4s: Cell<Option<(u64, u64)>>,
 }
 
 /// Holds the table. Nothing that changes it may be called meanwhile.
 #[must_use]
 pub fn open(dom: &Domain) -> Grants<'_> {
-    Grants { dom, table: dom.gnttab.table.read() }
+    Grants { dom, table: dom.gnttab.table.read(), l4s: Cell::new(None) }
 }
 
 impl Grants<'_> {
@@ -420,7 +516,29 @@ impl Grants<'_> {
         gref: GrantRef,
         write: bool,
     ) -> Result<Access, GrantStatus> {
-        self.table.acquire(self.dom, plat, gref, backend(write, false))
+        let is_l4 = |mfn| write && self.may_be_l4(mfn);
+        match self.table.acquire_plain(plat, gref, Plain::of(write), is_l4) {
+            Some(mfn) => Ok(Access { mfn, offset: 0, len: PAGE_SIZE as u16 }),
+            None => self.table.acquire(self.dom, plat, gref, backend(write, false)),
+        }
+    }
+
+    #[inline(always)]
+    fn may_be_l4(&self, mfn: u64) -> bool {
+        let (first, last) = match self.l4s.get() {
+            Some(l4s) => l4s,
+            None => self.look_at_l4s(),
+        };
+        first <= mfn && mfn <= last
+    }
+
+    #[inline(never)]
+    fn look_at_l4s(&self) -> (u64, u64) {
+        let vcpus = self.dom.vcpus.iter().take(self.dom.nr_vcpus as usize);
+        let l4s = vcpus.map(|vcpu| vcpu.l4.load(Ordering::Relaxed));
+        let range = l4s.fold((u64::MAX, 0), |(first, last), l4| (first.min(l4), last.max(l4)));
+        self.l4s.set(Some(range));
+        range
     }
 
     /// See [`map_page`].
@@ -437,9 +555,19 @@ impl Grants<'_> {
         Ok(access.mfn)
     }
 
+    /// The frame of an entry that is pinned.
+    #[must_use]
+    pub fn pinned(&self, gref: GrantRef) -> Option<Mfn> {
+        let active = self.table.active.get(gref.0 as usize)?.lock();
+        (active.pins() != 0).then(|| active.mfn())
+    }
+
     /// See [`release`].
     #[inline]
     pub fn release(&self, gref: GrantRef, write: bool) {
+        if self.table.unpin_plain(gref, Plain::of(write)) {
+            return;
+        }
         self.table.unpin(gref, backend(write, false).pins, write);
     }
 }

@@ -38,7 +38,7 @@ use crate::platform::Platform;
 use crate::regs::CpuRegs;
 use crate::time::handle_okay;
 
-pub use active::{Access, Grants, access, map_page, open, release};
+pub use active::{Access, Grants, access, is_pinned, map_page, open, release};
 pub use transfer::transfer_to_guest;
 
 /// Frames of entries a table may have (`gnttab_max_frames`, 64 by default).

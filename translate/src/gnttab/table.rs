@@ -154,6 +154,16 @@ impl Table {
         Some(Shared { head: word(&self.pages, entry * 2)?, v2: Some(v2) })
     }
 
+    /// The word of an entry, in version 1.
+    #[inline(always)]
+    pub(super) fn shared_v1(&self, gref: GrantRef) -> Option<&'static AtomicU64> {
+        let entry = gref.0 as usize;
+        if self.version != 1 || entry / V1_ENTRIES_PER_PAGE >= self.nr_frames as usize {
+            return None;
+        }
+        self.pages.get(entry / V1_ENTRIES_PER_PAGE)?.get(entry % V1_ENTRIES_PER_PAGE)
+    }
+
     /// Switches the version. All entries but the reserved ones are lost; those may be in use.
     ///
     /// # Errors

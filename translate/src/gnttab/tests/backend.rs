@@ -1,7 +1,7 @@
 //! Backends' pins, against a model.
 
 use super::*;
-use crate::gnttab::{Access, access, map_page, release};
+use crate::gnttab::{Access, access, is_pinned, map_page, open, release};
 use crate::platform::GuestMemory;
 
 /// Grants the model looks at.
@@ -261,6 +261,32 @@ fn the_l4_in_use_is_not_written() {
     assert_eq!(access(&m.dom, &m.plat, GrantRef(3), true), Err(GrantStatus::GENERAL_ERROR));
     release(&m.dom, GrantRef(3), false);
     assert_eq!(m.plat.peek(va(40).add(24)) as u16, gtf::PERMIT_ACCESS);
+}
+
+#[test]
+fn frames_in_use_are_not_given_up() {
+    let mut m = machine();
+    grant(&m, 8, gtf::PERMIT_ACCESS, 21);
+    let give_up = |m: &mut Machine| {
+        let (arg, list) = (va(30), va(31));
+        m.plat.poke(list, mfn(21).0);
+        let reservation = [list.0, 1, 0, xen_abi::mm::DomId::SELF.0.into()];
+        for (word, at) in reservation.into_iter().zip(0u64..) {
+            m.plat.poke(arg.add(at * 8), word);
+        }
+        let mut regs = kernel_regs();
+        (regs.rdi, regs.rsi) = (1, arg.0);
+        crate::memory::memory_op(&mut m.cx(), &mut regs)
+    };
+    let access = access(&m.dom, &m.plat, GrantRef(8), true).unwrap();
+    assert_eq!(access.mfn, mfn(21));
+    assert_eq!(open(&m.dom).pinned(GrantRef(8)), Some(mfn(21)));
+    assert!(is_pinned(&m.dom, mfn(21)) && !is_pinned(&m.dom, mfn(22)));
+    assert_eq!(give_up(&mut m), Ok(Outcome::Return(0)));
+    release(&m.dom, GrantRef(8), true);
+    assert!(!is_pinned(&m.dom, mfn(21)));
+    assert_eq!(open(&m.dom).pinned(GrantRef(8)), None);
+    assert_eq!(give_up(&mut m), Ok(Outcome::Return(1)));
 }
 
 #[test]

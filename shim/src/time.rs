@@ -265,6 +265,26 @@ pub fn set_device_timer(cpu: &Cpu, deadline_ns: Option<u64>) {
     }
 }
 
+/// Below this a deadline of the devices does not wait for the guest's.
+const SOON_NS: u64 = 20_000_000;
+
+/// As [`set_device_timer`] where the guest is about to set its timer: one that is not soon is armed
+/// with that, or by [`before_halt`].
+pub fn set_device_timer_with_the_guests(cpu: &Cpu, deadline_ns: Option<u64>) {
+    if deadline_ns.is_some_and(|ns| ns < now_ns().saturating_add(SOON_NS)) {
+        set_device_timer(cpu, deadline_ns);
+    } else {
+        cpu.device_deadline.set(deadline_ns);
+    }
+}
+
+/// The processor halts: what it is to wake up for must be armed.
+pub fn before_halt(cpu: &Cpu) {
+    if cpu.armed.get().is_none() && cpu.device_deadline.get().is_some() {
+        arm(cpu);
+    }
+}
+
 /// The timer has fired: it is armed for nothing, and the guest arms it anew.
 pub fn fired(cpu: &Cpu) {
     cpu.armed.set(None);

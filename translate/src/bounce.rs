@@ -29,6 +29,9 @@ pub const ATTENTION_NMI: u8 = 1;
 /// Bit of `attention`: the guest is in its NMI handler, which the next iret ends. The assembly's
 /// fast iret does not know that and must leave it to [`crate::iret`].
 pub const ATTENTION_IN_NMI: u8 = 2;
+/// Bit of `attention`: ring 0 has put something off until the guest next comes by. It sets and clears
+/// the bit.
+pub const ATTENTION_PUT_OFF: u8 = 4;
 
 /// RFLAGS bits a handler does not inherit (Intel SDM 3A 6.12.1.3; AC as Xen does, and IOPL, which
 /// is virtual).
@@ -228,11 +231,11 @@ pub(crate) fn update_attention<P: Platform>(cx: &mut Ctx<'_, P>) {
     entry.attention = entry.attention & !(ATTENTION_NMI | ATTENTION_IN_NMI) | bits;
 }
 
-/// Whether [`exit_to_guest`] has anything to do.
+/// Whether [`exit_to_guest`] has anything to do, or what was put off is due.
 #[inline(always)]
 #[must_use]
 pub fn must_deliver(entry: &Entry) -> bool {
-    entry.attention & ATTENTION_NMI != 0 || event_waits(entry)
+    entry.attention & (ATTENTION_NMI | ATTENTION_PUT_OFF) != 0 || event_waits(entry)
 }
 
 /// Whether events are pending and not masked.

@@ -196,8 +196,8 @@ impl<D: BlockDevice> Vbd<D> {
         self.closing.store(true, Ordering::Release);
         let mut idle = true;
         for (number, queue) in (0..).zip(&self.queues) {
-            queue.lock().stop();
-            self.run(env, number, queue);
+            queue.lock().stop(env);
+            self.run(env, number, queue, false);
             let mut queue = queue.lock();
             if !queue.is_idle() {
                 idle = false;
@@ -229,8 +229,11 @@ impl<D: BlockDevice> Vbd<D> {
                 // The frontend may have put requests into its rings before: what fits in is
                 // taken now. Who adds bad ones faster than they are refused waits for `settle`.
                 for (number, queue) in (0..).zip(&self.queues) {
-                    let more = (0..=Queue::PASSES).all(|_| self.run(env, number, queue));
-                    self.unsettled.fetch_or(more, Ordering::Release);
+                    let more =
+                        (0..=Queue::PASSES).all(|_| self.run(env, number, queue, false).more);
+                    if more {
+                        self.unsettle(number);
+                    }
                 }
             }
             Err(why) => {
@@ -276,8 +279,10 @@ impl<D: BlockDevice> Vbd<D> {
         bus.removed = true;
         for (number, queue) in (0..).zip(&self.queues) {
             queue.lock().give_up(env);
-            let more = (0..=Queue::PASSES).all(|_| self.run(env, number, queue));
-            self.unsettled.fetch_or(more, Ordering::Release);
+            let more = (0..=Queue::PASSES).all(|_| self.run(env, number, queue, false).more);
+            if more {
+                self.unsettle(number);
+            }
         }
         let _ = stores.with(|store| self.back(store)?.write("online", format_args!("0")));
         self.set_state(&mut bus, stores, XenbusState::CLOSING);
@@ -312,10 +317,7 @@ impl<D: BlockDevice> Vbd<D> {
 
     /// The device does not flush, whatever it said before: says so to frontends to come.
     pub(super) fn report_unsupported<S: Stores>(&self, stores: &S) {
-        let mut found = false;
-        for queue in &self.queues {
-            found |= core::mem::take(&mut queue.lock().flush_unsupported);
-        }
+        let found = self.unsupported.swap(false, Ordering::AcqRel);
         if found {
             let _ = stores.with(|store| {
                 let mut back = self.back(store)?;

@@ -25,7 +25,7 @@ mod tests;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use spin::Mutex;
 use translate::domain::Domain;
@@ -132,6 +132,16 @@ pub struct VbdConfig {
     pub cdrom: bool,
 }
 
+/// What a notification came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kicked {
+    /// There is more to do: call it again soon.
+    pub more: bool,
+    /// A request was held back: call [`Vbd::kicked`] for the queue when the guest does anything
+    /// else than to notify it again, whatever that is.
+    pub held: bool,
+}
+
 /// A virtual block device.
 pub struct Vbd<D> {
     index: u16,
@@ -143,8 +153,11 @@ pub struct Vbd<D> {
     /// The frontend is gone or going, and requests are still at the device: when the last has
     /// come back, the handshake goes on.
     closing: AtomicBool,
-    /// A queue has completions that were not shown to the frontend.
-    unsettled: AtomicBool,
+    /// Queues that have completions that were not shown to the frontend, or wait for the device; a
+    /// bit for each.
+    unsettled: AtomicU64,
+    /// A queue's device answered a flush with "unsupported".
+    unsupported: AtomicBool,
 }
 
 impl<D: BlockDevice> Vbd<D> {
@@ -167,7 +180,8 @@ impl<D: BlockDevice> Vbd<D> {
             queues: queues.into_boxed_slice(),
             bus: Mutex::new(Bus::new()),
             closing: AtomicBool::new(false),
-            unsettled: AtomicBool::new(false),
+            unsettled: AtomicU64::new(0),
+            unsupported: AtomicBool::new(false),
         })
     }
 
@@ -200,54 +214,101 @@ impl<D: BlockDevice> Vbd<D> {
     /// The guest notified a queue. Whether there is more to do: call it again soon.
     pub fn kicked<P: Platform>(&self, env: &Env<'_, P>, queue: u16) -> bool {
         match self.queues.get(usize::from(queue)) {
-            Some(slot) => self.run(env, queue, slot),
+            Some(slot) => self.run(env, queue, slot, false).more,
             None => false,
         }
     }
 
-    fn run<P: Platform>(&self, env: &Env<'_, P>, number: u16, queue: &Mutex<Queue>) -> bool {
+    /// As [`Self::kicked`], but a request that the next notification is likely to continue may stay
+    /// here for it: see [`Kicked::held`]. For frontends that notify after each of the pieces they
+    /// have cut something into.
+    pub fn kicked_holding<P: Platform>(&self, env: &Env<'_, P>, queue: u16) -> Kicked {
+        match self.queues.get(usize::from(queue)) {
+            Some(slot) => self.run(env, queue, slot, true),
+            None => Kicked::default(),
+        }
+    }
+
+    fn run<P: Platform>(
+        &self,
+        env: &Env<'_, P>,
+        number: u16,
+        queue: &Mutex<Queue>,
+        hold: bool,
+    ) -> Kicked {
         let info = self.info();
-        let (more, port) = {
+        let (kicked, port) = {
             let mut queue = queue.lock();
-            let more = queue.run(env, &self.device, &info);
-            (more, if queue.push() { queue.port() } else { None })
+            let kicked = queue.run(env, &self.device, &info, hold);
+            if queue.waits() {
+                self.unsettle(number);
+            }
+            self.take_unsupported(&mut queue);
+            (kicked, if queue.push() { queue.port() } else { None })
         };
         if let Some(port) = port {
             evtchn::notify(env.dom, env.plat, env.here, port, self.backend(number));
         }
-        more
+        kicked
     }
 
     /// A request completed. The frontend sees it at [`Self::settle`].
     pub fn complete<P: Platform>(&self, env: &Env<'_, P>, tag: Tag, result: IoResult) {
-        if let Some(queue) = self.queues.get(usize::from(of_tag(tag).1)) {
-            queue.lock().complete(env, tag, result);
-            self.unsettled.store(true, Ordering::Release);
+        let (_, number) = of_tag(tag);
+        if let Some(queue) = self.queues.get(usize::from(number)) {
+            let mut queue = queue.lock();
+            queue.complete(env, tag, result);
+            self.take_unsupported(&mut queue);
+            self.unsettle(number);
+        }
+    }
+
+    /// [`Self::settle`] has something to do for a queue.
+    fn unsettle(&self, number: u16) {
+        self.unsettled.fetch_or(1 << number, Ordering::Release);
+    }
+
+    fn take_unsupported(&self, queue: &mut Queue) {
+        if queue.flush_unsupported {
+            queue.flush_unsupported = false;
+            self.unsupported.store(true, Ordering::Release);
         }
     }
 
     /// The last of a batch of completions was delivered, or the device takes requests again: shows
     /// the frontend its responses, and goes on with its requests. Whether there is more to do.
     pub fn settle<P: Platform, S: Stores>(&self, env: &Env<'_, P>, stores: &S) -> bool {
-        self.unsettled.store(false, Ordering::Relaxed);
-        let more = self.resume(env);
+        let mut more = false;
+        let mut numbers = self.unsettled.swap(0, Ordering::AcqRel);
+        while numbers != 0 {
+            let number = numbers.trailing_zeros() as u16;
+            numbers &= numbers - 1;
+            if let Some(queue) = self.queues.get(usize::from(number))
+                && self.run(env, number, queue, false).more
+            {
+                self.unsettle(number);
+                more = true;
+            }
+        }
         if self.closing.load(Ordering::Acquire) {
             self.frontend_changed(env, stores);
         }
-        self.report_unsupported(stores);
+        if self.unsupported.load(Ordering::Relaxed) {
+            self.report_unsupported(stores);
+        }
         more
     }
 
     /// Whether completions wait for [`Self::settle`].
     pub fn is_unsettled(&self) -> bool {
-        self.unsettled.load(Ordering::Acquire)
+        self.unsettled.load(Ordering::Acquire) != 0
     }
 
     /// Goes on with all queues: the device was busy and is no longer. Whether there is more to do.
     pub fn resume<P: Platform>(&self, env: &Env<'_, P>) -> bool {
         let mut more = false;
         for (number, queue) in (0..).zip(&self.queues) {
-            more |= self.run(env, number, queue);
+            more |= self.run(env, number, queue, false).more;
         }
         more
     }

@@ -106,10 +106,13 @@ impl Layout {
             sector: 0,
             kind: Kind::Unknown,
         };
-        match self {
-            Self::X86_64 => parse_64(entry).unwrap_or_else(unknown),
-            Self::X86_32 => parse_32(entry).unwrap_or_else(unknown),
-        }
+        let parsed = match self {
+            Self::X86_64 => parse::<BlkifRequest, BlkifRequestIndirect, BlkifRequestDiscard>(entry),
+            Self::X86_32 => {
+                parse::<BlkifRequest32, BlkifRequestIndirect32, BlkifRequestDiscard32>(entry)
+            }
+        };
+        parsed.unwrap_or_else(unknown)
     }
 
     /// A response's words, and how many there are.
@@ -136,60 +139,76 @@ impl Layout {
     }
 }
 
-fn parse_64(entry: &Entry) -> Option<Request> {
-    let rw: BlkifRequest = view(entry)?;
-    let mut request = Request {
-        id: rw.id,
-        operation: rw.operation,
-        sector: rw.sector_number,
-        kind: Kind::Direct { nr_segments: rw.nr_segments, segments: rw.seg },
-    };
-    match rw.operation {
-        BlkifOp::INDIRECT => {
-            let indirect: BlkifRequestIndirect = view(entry)?;
-            request.operation = indirect.indirect_op;
-            request.kind = Kind::Indirect {
-                nr_segments: indirect.nr_segments,
-                pages: indirect.indirect_grefs,
-            };
-        }
-        BlkifOp::DISCARD => {
-            let discard: BlkifRequestDiscard = view(entry)?;
-            let secure = discard.flag & DISCARD_SECURE != 0;
-            request.kind = Kind::Discard { sectors: discard.nr_sectors, secure };
-        }
-        _ if !is_data(rw.operation) => request.kind = Kind::Unknown,
-        _ => {}
-    }
-    Some(request)
+/// The fields of an entry, in either layout.
+trait Rw: FromBytes + Immutable {
+    /// Id, operation, sector.
+    fn head(&self) -> (u64, BlkifOp, u64);
+    fn segments(&self) -> (u8, [BlkifSegment; MAX_SEGMENTS_PER_REQUEST]);
 }
 
-fn parse_32(entry: &Entry) -> Option<Request> {
-    let rw: BlkifRequest32 = view(entry)?;
-    let mut request = Request {
-        id: wide(rw.id),
-        operation: rw.operation,
-        sector: wide(rw.sector_number),
-        kind: Kind::Direct { nr_segments: rw.nr_segments, segments: rw.seg },
+trait Indirect: FromBytes + Immutable {
+    fn inner(&self) -> BlkifOp;
+    fn segments(&self) -> (u16, [GrantRef; MAX_INDIRECT_PAGES]);
+}
+
+trait Discards: FromBytes + Immutable {
+    fn flag(&self) -> u8;
+    fn sectors(&self) -> u64;
+}
+
+macro_rules! layout {
+    ($rw:ty, $indirect:ty, $discard:ty, $wide:expr) => {
+        impl Rw for $rw {
+            fn head(&self) -> (u64, BlkifOp, u64) {
+                ($wide(self.id), self.operation, $wide(self.sector_number))
+            }
+            fn segments(&self) -> (u8, [BlkifSegment; MAX_SEGMENTS_PER_REQUEST]) {
+                (self.nr_segments, self.seg)
+            }
+        }
+        impl Indirect for $indirect {
+            fn inner(&self) -> BlkifOp {
+                self.indirect_op
+            }
+            fn segments(&self) -> (u16, [GrantRef; MAX_INDIRECT_PAGES]) {
+                (self.nr_segments, self.indirect_grefs)
+            }
+        }
+        impl Discards for $discard {
+            fn flag(&self) -> u8 {
+                self.flag
+            }
+            fn sectors(&self) -> u64 {
+                $wide(self.nr_sectors)
+            }
+        }
     };
-    match rw.operation {
+}
+layout!(BlkifRequest, BlkifRequestIndirect, BlkifRequestDiscard, core::convert::identity::<u64>);
+layout!(BlkifRequest32, BlkifRequestIndirect32, BlkifRequestDiscard32, wide);
+
+fn parse<R: Rw, I: Indirect, D: Discards>(entry: &Entry) -> Option<Request> {
+    let rw: R = view(entry)?;
+    let (id, mut operation, sector) = rw.head();
+    let kind = match operation {
         BlkifOp::INDIRECT => {
-            let indirect: BlkifRequestIndirect32 = view(entry)?;
-            request.operation = indirect.indirect_op;
-            request.kind = Kind::Indirect {
-                nr_segments: indirect.nr_segments,
-                pages: indirect.indirect_grefs,
-            };
+            let indirect: I = view(entry)?;
+            operation = indirect.inner();
+            let (nr_segments, pages) = indirect.segments();
+            Kind::Indirect { nr_segments, pages }
         }
         BlkifOp::DISCARD => {
-            let discard: BlkifRequestDiscard32 = view(entry)?;
-            let secure = discard.flag & DISCARD_SECURE != 0;
-            request.kind = Kind::Discard { sectors: wide(discard.nr_sectors), secure };
+            let discard: D = view(entry)?;
+            let secure = discard.flag() & DISCARD_SECURE != 0;
+            Kind::Discard { sectors: discard.sectors(), secure }
         }
-        _ if !is_data(rw.operation) => request.kind = Kind::Unknown,
-        _ => {}
-    }
-    Some(request)
+        _ if is_data(operation) => {
+            let (nr_segments, segments) = rw.segments();
+            Kind::Direct { nr_segments, segments }
+        }
+        _ => Kind::Unknown,
+    };
+    Some(Request { id, operation, sector, kind })
 }
 
 /// Operations whose entries hold segments.
@@ -283,7 +302,8 @@ pub const fn check_segment(info: &DeviceInfo, segment: &BlkifSegment) -> Option<
         return None;
     }
     let bytes = (last - first + 1) * SECTOR_BYTES;
-    if !bytes.is_multiple_of(info.logical_bytes) {
+    // A power of two: see `DeviceInfo::is_sane`.
+    if bytes & info.logical_bytes.wrapping_sub(1) != 0 {
         return None;
     }
     Some(((first * SECTOR_BYTES) as u16, bytes as u16))

@@ -48,6 +48,10 @@ pub struct Cpu {
     pub device_deadline: Cell<Option<u64>>,
     /// NMIs, machine checks seen in ring 0 and not yet passed on.
     pub nmi_seen: Cell<bool>,
+    /// A backend held a request back in this hypercall.
+    pub holds_now: Cell<bool>,
+    /// The backend's port that holds one back ([`crate::devices::release`]).
+    pub held: Cell<Option<u16>>,
     /// Debug exceptions that hit ring 0 (a guest's breakpoint on memory the shim touched).
     pub debug_seen: Cell<u64>,
 }
@@ -190,6 +194,8 @@ impl Cpu {
             guest_deadline: Cell::new(None),
             device_deadline: Cell::new(None),
             nmi_seen: Cell::new(false),
+            holds_now: Cell::new(false),
+            held: Cell::new(None),
             debug_seen: Cell::new(0),
         }
     }

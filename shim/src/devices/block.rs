@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use arrayvec::ArrayVec;
 use hv_abi::Guid;
 use pv_frontends::blkback::{
-    BlockDevice, Env, IoResult, Limits, MAX_VBDS, Tag, Vbd, VbdConfig, of_port, of_tag,
+    BlockDevice, Env, IoResult, Kicked, Limits, MAX_VBDS, Tag, Vbd, VbdConfig, of_port, of_tag,
 };
 use pv_frontends::disk::{Extent, Part};
 use pv_frontends::storvsc::{self, Sink, Unit};
@@ -131,6 +131,10 @@ impl Sink for Units {
     fn settled(&self, unit: &Arc<Unit>) {
         super::with_env(|env| {
             each(Some(unit), |disk| settle_one(env, disk));
+            if !unit.is_present() {
+                // The last of its requests may have been all that a vbd waited for.
+                reap(env);
+            }
             // A search may have found the queue full.
             if is_searching() {
                 go_on(env);
@@ -153,10 +157,18 @@ pub(super) fn controller_offered(instance: Guid) {
     }
 }
 
-/// The guest notified a vbd's queue. Whether there is more to do.
-pub(super) fn kicked(env: &Env<'_, Shim<'_>>, port: u16) -> bool {
+/// The guest notified a vbd's queue.
+pub(super) fn kicked(env: &Env<'_, Shim<'_>>, port: u16) -> Kicked {
     let (index, queue) = of_port(port);
-    disk(index).is_some_and(|disk| disk.vbd.kicked(env, queue))
+    disk(index).map_or_else(Kicked::default, |disk| disk.vbd.kicked_holding(env, queue))
+}
+
+/// Hands over what a vbd's queue held back.
+pub(super) fn release(env: &Env<'_, Shim<'_>>, port: u16) {
+    let (index, queue) = of_port(port);
+    if disk(index).is_some_and(|disk| disk.vbd.kicked(env, queue)) {
+        AGAIN.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Nodes that vbds watch were written. Whether there are more.
@@ -180,6 +192,11 @@ pub(super) fn store_changed(env: &Env<'_, Shim<'_>>) -> bool {
         reap(env);
     }
     dom.xenstore.internal_pending()
+}
+
+/// Whether [`again`] may have something to do.
+pub(super) fn has_more() -> bool {
+    AGAIN.load(Ordering::Relaxed) || crate::guest::domain().xenstore.internal_pending()
 }
 
 /// Goes on with vbds that were not done. Whether some still are not.

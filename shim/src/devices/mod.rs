@@ -123,7 +123,7 @@ fn run_until(done: impl Fn() -> bool) -> bool {
         if time::now_ns() - begin > BOOT_LIMIT_NS {
             return false;
         }
-        take_message(bus, 0);
+        take_message(0);
         if let Some(flags) = synic::event_flags(0) {
             bus.on_event_flags(flags);
         }
@@ -160,12 +160,23 @@ impl Driver<Hv> for Progress {
     }
 }
 
-/// Takes a message of the host's.
-fn take_message(bus: &VmBus<Hv>, cpu: u32) {
-    let mut payload = [0; MESSAGE_PAYLOAD_BYTES];
-    if let Taken::Channel(bytes) = synic::take_message(cpu, &mut payload) {
-        bus.on_message(payload.get(..bytes).unwrap_or_default());
+/// Takes a message of the host's, if there is one: for the next one it interrupts again. Whether it
+/// says that a timer expired.
+fn take_message(cpu: u32) -> bool {
+    if !synic::message_waits(cpu) {
+        return false;
     }
+    let mut payload = [0; MESSAGE_PAYLOAD_BYTES];
+    match synic::take_message(cpu, &mut payload) {
+        Taken::Timer => return true,
+        Taken::Channel(bytes) => {
+            if let Some(bus) = BUS.get() {
+                bus.on_message(payload.get(..bytes).unwrap_or_default());
+            }
+        }
+        Taken::Nothing | Taken::Other => {}
+    }
+    false
 }
 
 /// Does what was put off until now. Returns when to be called again.
@@ -180,11 +191,9 @@ fn turns(bus: &VmBus<Hv>) -> u64 {
     bus.next_poll_ns()
 }
 
-/// A VMBus message.
-pub fn message(cpu: &Cpu, payload: &[u8]) {
-    if let Some(bus) = BUS.get() {
-        on_cpu(cpu, || bus.on_message(payload));
-    }
+/// The VMBus interrupt: takes a message. Whether it says that a timer expired.
+pub fn message(cpu: &Cpu) -> bool {
+    on_cpu(cpu, || take_message(cpu.id))
 }
 
 /// The VMBus interrupt, after its message was taken: signals.
@@ -202,7 +211,7 @@ pub fn kicked(plat: &Shim<'_>, dom: &Domain, here: Here<'_>, backend: Backend) -
     }
     let env = Env { dom, plat, here };
     let more = on_cpu(plat.cpu, || match backend {
-        Backend::Blk(port) => block::kicked(&env, port),
+        Backend::Blk(port) => kicked_blk(&env, port),
         Backend::Xenstore => block::store_changed(&env),
         Backend::Console | Backend::Net(_) => false,
     });
@@ -210,14 +219,50 @@ pub fn kicked(plat: &Shim<'_>, dom: &Domain, here: Here<'_>, backend: Backend) -
     more
 }
 
+/// The guest notified a vbd's queue. What that holds back waits for the next hypercall that is such a
+/// notification, or anything else that brings the processor here.
+fn kicked_blk(env: &Env<'_, Shim<'_>>, port: u16) -> bool {
+    let kicked = block::kicked(env, port);
+    let cpu = env.plat.cpu;
+    if kicked.held {
+        cpu.holds_now.set(true);
+        if let Some(other) = cpu.held.replace(Some(port)).filter(|other| *other != port) {
+            block::release(env, other);
+        }
+    }
+    kicked.more
+}
+
+/// Hands over what was held back on this processor.
+pub fn release(cpu: &Cpu) {
+    if let Some(port) = cpu.held.take() {
+        on_cpu(cpu, || with_env(|env| block::release(env, port)));
+        settle(cpu);
+    }
+}
+
 /// Does what is due and sets the timer for what is not. Called after everything else here.
 pub fn settle(cpu: &Cpu) {
-    let Some(bus) = BUS.get() else { return };
+    if BUS.get().is_some() {
+        time::set_device_timer(cpu, work(cpu));
+    }
+}
+
+/// [`settle`] after the timer has fired: the guest is about to set its own.
+pub fn settle_after_timer(cpu: &Cpu) {
+    if BUS.get().is_some() {
+        time::set_device_timer_with_the_guests(cpu, work(cpu));
+    }
+}
+
+/// Does what is due; when there is more.
+fn work(cpu: &Cpu) -> Option<u64> {
+    let bus = BUS.get()?;
     let next = on_cpu(cpu, || {
         let next = turns(bus);
-        if with_env(block::again).unwrap_or(false) { 0 } else { next }
+        if block::has_more() && with_env(block::again).unwrap_or(false) { 0 } else { next }
     });
-    time::set_device_timer(cpu, (next != u64::MAX).then_some(next));
+    (next != u64::MAX).then_some(next)
 }
 
 /// Tells the host to forget this guest: before a reset, and when it has crashed.

@@ -86,6 +86,14 @@ pub enum Taken {
     Other,
 }
 
+/// Whether there is a message in a processor's VMBus slot.
+pub fn message_waits(cpu: u32) -> bool {
+    let page = MESSAGES[cpu as usize].load(Ordering::Acquire);
+    // SAFETY: null, or the page of atomics set in `init_cpu`, never given back.
+    let page = unsafe { page.as_ref() };
+    page.is_some_and(|page| page.slots[usize::from(VMBUS_SINT)].message_type() != MessageType::NONE)
+}
+
 /// Takes the message out of a processor's VMBus slot and lets the next one in, for which an
 /// interrupt comes.
 pub fn take_message(cpu: u32, payload: &mut [u8; MESSAGE_PAYLOAD_BYTES]) -> Taken {

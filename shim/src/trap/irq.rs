@@ -1,14 +1,12 @@
 //! Interrupts: the timer, the serial port, kicks. Each handler runs with interrupts off, does a
 //! bounded amount of work and acknowledges at the local APIC.
 
-use hv_abi::synic::MESSAGE_PAYLOAD_BYTES;
 use translate::{console, time};
 
 use crate::cpu::apic;
 use crate::cpu::idt::vector;
 use crate::cpu::percpu::PerCpu;
 use crate::devices;
-use crate::hv::synic::{self, Taken};
 
 fn timer(pc: &mut PerCpu) {
     crate::time::fired(&pc.cpu);
@@ -23,21 +21,23 @@ pub(super) fn handle(number: u8, pc: &mut PerCpu) {
             // that it needs no EOI.
             apic::eoi();
             timer(pc);
-            devices::settle(&pc.cpu);
+            devices::settle_after_timer(&pc.cpu);
             return;
         }
         vector::SINT => {
-            // One message: for the next one the host interrupts again.
-            let mut payload = [0; MESSAGE_PAYLOAD_BYTES];
-            match synic::take_message(pc.cpu.id, &mut payload) {
-                Taken::Timer => timer(pc),
-                Taken::Channel(bytes) => {
-                    devices::message(&pc.cpu, payload.get(..bytes).unwrap_or_default());
-                }
-                Taken::Nothing | Taken::Other => {}
+            // First, as above.
+            apic::eoi();
+            let is_timer = devices::message(&pc.cpu);
+            if is_timer {
+                timer(pc);
             }
             devices::signals(&pc.cpu);
-            devices::settle(&pc.cpu);
+            if is_timer {
+                devices::settle_after_timer(&pc.cpu);
+            } else {
+                devices::settle(&pc.cpu);
+            }
+            return;
         }
         vector::SERIAL => super::with_ctx(pc, |cx| console::input(cx.dom, cx.plat)),
         vector::TSC_CHANGED => crate::time::tsc_changed(),

@@ -21,6 +21,7 @@ use xen_abi::shared_info::VcpuInfo;
 
 use crate::cpu::idt;
 use crate::cpu::percpu::{self, PerCpu};
+use crate::devices;
 use crate::mm::layout::{MAX_VCPUS, PERCPU_BASE, PERCPU_STRIDE, SHIM_L4_SLOT};
 use crate::platform::Shim;
 
@@ -165,7 +166,31 @@ unsafe extern "C" fn hypercall(regs: *mut CpuRegs, pc: *mut PerCpu) {
         }
     }
     // SAFETY: as above.
-    exit_to_guest(unsafe { &mut *pc }, regs);
+    let pc = unsafe { &mut *pc };
+    if pc.cpu.holds_now.take() {
+        // Not in this hypercall: its neighbour may come with the next.
+        pc.vcpu.entry.attention &= !bounce::ATTENTION_PUT_OFF;
+        exit_to_guest(pc, regs);
+        pc.vcpu.entry.attention |= bounce::ATTENTION_PUT_OFF;
+        return;
+    }
+    exit_to_guest(pc, regs);
+}
+
+/// Does what was put off until the guest next came by.
+#[cold]
+#[inline(never)]
+fn put_off(pc: &mut PerCpu) {
+    pc.vcpu.entry.attention &= !bounce::ATTENTION_PUT_OFF;
+    devices::release(&pc.cpu);
+}
+
+/// [`put_off`] if something was.
+#[inline(always)]
+fn come_by(pc: &mut PerCpu) {
+    if pc.vcpu.entry.attention & bounce::ATTENTION_PUT_OFF != 0 {
+        put_off(pc);
+    }
 }
 
 /// Waits until the vCPU's wait is over; returns the hypercall's result.
@@ -175,6 +200,8 @@ unsafe extern "C" fn hypercall(regs: *mut CpuRegs, pc: *mut PerCpu) {
 #[cold]
 #[inline(never)]
 unsafe fn block(pc: *mut PerCpu) -> i64 {
+    // SAFETY: interrupts are off, so no handler has a reference.
+    come_by(unsafe { &mut *pc });
     loop {
         {
             // SAFETY: interrupts are off, so no handler has a reference.
@@ -184,6 +211,8 @@ unsafe fn block(pc: *mut PerCpu) -> i64 {
                 return value;
             }
         }
+        // SAFETY: as above.
+        crate::time::before_halt(unsafe { &(*pc).cpu });
         let halted = crate::time::rdtsc();
         // SAFETY: the interrupt handler may use the area now: no reference is held across this.
         unsafe { idle_hlt() };
@@ -213,6 +242,7 @@ fn exit_to_guest(pc: &mut PerCpu, regs: &mut CpuRegs) {
 /// [`exit_to_guest`] when there is something.
 #[inline(never)]
 fn deliver(pc: &mut PerCpu, regs: &mut CpuRegs) {
+    come_by(pc);
     take_nmi(pc);
     with_ctx(pc, |cx| bounce::exit_to_guest(cx, regs));
 }

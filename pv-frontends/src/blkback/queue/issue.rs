@@ -1,9 +1,9 @@
 //! Handing the current request to the device, step by step.
 
 use translate::platform::Platform;
-use xen_abi::PAGE_SIZE;
 use xen_abi::io::blkif::{BlkifStatus, SECTOR_BYTES};
 
+use super::merge::{Taken, is_gap};
 use super::{Queue, status_of};
 use crate::blkback::{BlockDevice, DeviceInfo, Env, Io, IoError, Operation, Segment, Submitted};
 
@@ -33,10 +33,29 @@ pub(super) struct Current {
     /// Each step waits until the one before has completed.
     pub(super) ordered: bool,
     pub(super) flush: bool,
-    /// Of `segments`.
+    /// Of `segments`: the first that is not with the device, and the first behind its own.
     pub(super) next: u16,
-    pub(super) nr_segments: u16,
+    pub(super) end: u16,
     pub(super) sector: u64,
+    /// It is a read or write, and can be in a run.
+    pub(super) plain: Option<Taken>,
+}
+
+impl Current {
+    /// A request that does nothing.
+    pub(super) const fn new(slot: u16) -> Self {
+        Self {
+            slot,
+            step: Step::Done,
+            write: false,
+            ordered: false,
+            flush: false,
+            next: 0,
+            end: 0,
+            sector: 0,
+            plain: None,
+        }
+    }
 }
 
 /// What came of an attempt to go on.
@@ -56,6 +75,14 @@ impl Queue {
         device: &dyn BlockDevice,
         info: &DeviceInfo,
     ) -> Progress {
+        if self.current.is_some() && self.run.is_some() {
+            if !self.flush_run(env, device) {
+                return Progress::Waits;
+            }
+            if self.is_now_a_run(info) {
+                return Progress::HandedOver;
+            }
+        }
         while let Some(mut current) = self.current {
             let Some(slot) = self.slots.get(usize::from(current.slot)).copied() else {
                 self.current = None;
@@ -70,10 +97,10 @@ impl Queue {
                 _ if waits && current.step != Step::Done => return Progress::Waits,
                 Step::Drain => Some(if current.flush { Step::FlushBefore } else { Step::Data }),
                 Step::FlushBefore => self.flush(device, &current).then_some(Step::Data),
-                Step::Data if current.next < current.nr_segments => {
+                Step::Data if current.next < current.end => {
                     self.transfer(device, info, &mut current).then_some(Step::Data)
                 }
-                Step::Data if current.flush && current.nr_segments > 0 => Some(Step::FlushAfter),
+                Step::Data if current.flush && current.end > 0 => Some(Step::FlushAfter),
                 Step::FlushAfter => self.flush(device, &current).then_some(Step::Done),
                 Step::Discard { left: 0, .. } | Step::Data => Some(Step::Done),
                 Step::Discard { left, secure } => {
@@ -100,9 +127,28 @@ impl Queue {
         Progress::HandedOver
     }
 
+    /// Begins a run with the current request, once the one before has gone, if it can be in one.
+    fn is_now_a_run(&mut self, info: &DeviceInfo) -> bool {
+        let Some(current) = self.current else { return false };
+        let Some(taken) = current.plain else { return false };
+        // Its segments are behind those of the run that has gone.
+        let own = usize::from(current.next)..usize::from(current.end);
+        if self.segments.get(own.clone()).is_none() {
+            return false;
+        }
+        self.segments.copy_within(own, 0);
+        let joined = self.join(info, &taken);
+        self.current = (!joined).then_some(Current { next: 0, end: taken.nr_segments, ..current });
+        joined
+    }
+
     /// Submits a part of the current request; `false` where the device is busy.
     fn submit(&mut self, device: &dyn BlockDevice, slot: u16, io: &Io<'_>) -> bool {
         let submitted = device.submit(self.number.into(), io, self.tag(slot));
+        self.submitted(slot, submitted, io.operation == Operation::Flush)
+    }
+
+    fn submitted(&mut self, slot: u16, submitted: Submitted, is_flush: bool) -> bool {
         let Some(slot) = self.slots.get_mut(usize::from(slot)) else { return true };
         match submitted {
             Submitted::Busy => return false,
@@ -112,8 +158,7 @@ impl Queue {
             }
             Submitted::Failed(error) => {
                 slot.status = status_of(error);
-                self.flush_unsupported |=
-                    io.operation == Operation::Flush && error == IoError::Unsupported;
+                self.flush_unsupported |= is_flush && error == IoError::Unsupported;
             }
         }
         true
@@ -131,17 +176,14 @@ impl Queue {
         info: &DeviceInfo,
         current: &mut Current,
     ) -> bool {
-        let range = usize::from(current.next)..usize::from(current.nr_segments);
+        let range = usize::from(current.next)..usize::from(current.end);
         let left = self.segments.get(range).unwrap_or_default();
         let (count, bytes) = first_part(info, left);
         let operation = if current.write { Operation::Write } else { Operation::Read };
-        // The segments are lent to the device only; `submit` changes slots.
-        let segments = core::mem::take(&mut self.segments);
-        let from = usize::from(current.next);
-        let part = segments.get(from..from + count).unwrap_or_default();
+        let part = left.get(..count).unwrap_or_default();
         let io = Io { operation, sector: current.sector, segments: part };
-        let taken = self.submit(device, current.slot, &io);
-        self.segments = segments;
+        let submitted = device.submit(self.number.into(), &io, self.tag(current.slot));
+        let taken = self.submitted(current.slot, submitted, false);
         if taken {
             current.next += count as u16;
             current.sector += u64::from(bytes / SECTOR_BYTES);
@@ -176,10 +218,7 @@ fn first_part(info: &DeviceInfo, segments: &[Segment]) -> (usize, u32) {
     let mut before: Option<&Segment> = None;
     for segment in segments.iter().take(info.max_segments.into()) {
         let total = bytes + u32::from(segment.len);
-        let gap = info.no_gaps
-            && before.is_some_and(|before| {
-                segment.offset != 0 || u64::from(before.offset) + u64::from(before.len) != PAGE_SIZE
-            });
+        let gap = info.no_gaps && before.is_some_and(|before| is_gap(before, segment));
         if count > 0 && (total > info.max_transfer_bytes || gap) {
             break;
         }

@@ -1,32 +1,34 @@
 //! One queue of a vbd: a ring, the requests taken from it, and what became of them.
 //!
 //! A request is copied out of the ring, checked, and its grants are pinned; from then on it has a
-//! slot until its response. The one request that is being handed to the device is `current`: it
-//! may take several submissions (the device's limits), wait for room at the device, or wait for
-//! completions (barriers). Nothing more is taken from the ring meanwhile: that is the back
-//! pressure, and that is what keeps a barrier in its place.
+//! slot until its response. Reads and writes go to the device by way of the `run` of their
+//! neighbours. A request that is none, or that one submission cannot hold, is `current` while it is
+//! being handed over, after the run before it: it may take several submissions (the device's
+//! limits), wait for room at the device, or wait for completions (barriers). Nothing more is taken
+//! from the ring meanwhile: that is the back pressure, and that is what keeps a barrier in its
+//! place.
 //!
 //! All memory is allocated with the queue.
 
 mod issue;
+mod merge;
+mod pin;
 mod pool;
 
 use alloc::boxed::Box;
-use core::sync::atomic::Ordering;
 
-use translate::gnttab::{self, Grants};
+use translate::gnttab;
 use translate::platform::Platform;
 use xen_abi::grant_table::GrantRef;
-use xen_abi::io::blkif::{
-    BlkifOp, BlkifSegment, BlkifStatus, SECTOR_BYTES, SEGMENTS_PER_INDIRECT_PAGE,
-};
+use xen_abi::io::blkif::{BlkifOp, BlkifStatus};
 use xen_abi::io::ring::ring_size;
 use xen_abi::{Mfn, PAGE_SIZE};
 
-use super::request::{self, ENTRY_WORDS, Kind, Layout, Plan, Request, Transfer};
-use super::{BlockDevice, DeviceInfo, Env, IoError, IoResult, Segment, Tag, tag_of};
+use super::request::{self, ENTRY_WORDS, Layout, Plan, Request, Transfer};
+use super::{BlockDevice, DeviceInfo, Env, IoError, IoResult, Kicked, Segment, Tag, tag_of};
 use crate::ring::{BackRing, Bogus, MAX_PAGES, Pages};
 use issue::{Current, Progress, Step};
+use merge::{Run, Taken};
 use pool::{NONE, Pool, boxed};
 
 /// Segments there is room for if all requests have as many.
@@ -42,16 +44,16 @@ struct Slot {
     status: BlkifStatus,
     /// Submissions that have not completed.
     outstanding: u16,
-    /// Segments whose pages are pinned.
-    pinned: u16,
-    /// Their grants: a list in the pool.
+    /// The grants that are pinned for it: a list in the pool.
     grants: u16,
     /// How they are pinned.
     write_grants: bool,
     busy: bool,
     /// Counts the requests that had this slot: completions of earlier ones are told by it.
     sequence: u32,
-    /// The next free slot.
+    /// First sector of a read or write.
+    sector: u64,
+    /// The next free slot; of a request, the next that went or goes to the device with it.
     next: u16,
 }
 
@@ -60,11 +62,11 @@ const FREE: Slot = Slot {
     operation: BlkifOp(0),
     status: BlkifStatus::OKAY,
     outstanding: 0,
-    pinned: 0,
     grants: NONE,
     write_grants: false,
     busy: false,
     sequence: 0,
+    sector: 0,
     next: NONE,
 };
 
@@ -78,10 +80,16 @@ pub(super) struct Queue {
     free: u16,
     in_flight: u16,
     grants: Pool,
-    /// Those of `current`.
+    /// Those of `run`, behind them those of `current`; at the end those of a request that goes
+    /// alone.
     segments: Box<[Segment]>,
     max_segments: u16,
+    run: Option<Run>,
     current: Option<Current>,
+    /// Requests to be submitted each for itself: a chain of slots.
+    alone: u16,
+    /// Segments of the largest read or write of this connection.
+    largest: u16,
     /// The device was given something since the last commit.
     uncommitted: bool,
     /// The device answered a flush with "unsupported".
@@ -130,9 +138,12 @@ impl Queue {
             free: 0,
             in_flight: 0,
             grants: Pool::new(grants)?,
-            segments: boxed(nothing, max_segments.into())?,
+            segments: boxed(nothing, usize::from(max_segments) * 3)?,
             max_segments,
+            run: None,
             current: None,
+            alone: NONE,
+            largest: 0,
             uncommitted: false,
             flush_unsupported: false,
             device_gone: false,
@@ -174,6 +185,7 @@ impl Queue {
             Ok(ring) => {
                 let (grefs, port) = (connection.grefs.clone(), connection.port);
                 self.ring = Some(Attached { ring, layout, grefs, port, stopped: false });
+                self.largest = 0;
                 Ok(())
             }
             Err(bogus) => {
@@ -186,32 +198,18 @@ impl Queue {
     }
 
     /// Takes nothing more from the ring.
-    pub(super) fn stop(&mut self) {
+    pub(super) fn stop<P: Platform>(&mut self, env: &Env<'_, P>) {
         if let Some(ring) = &mut self.ring {
             ring.stopped = true;
         }
         // What was not handed over never will be; what was, completes.
+        self.drop_waiting(env);
         if let Some(current) = self.current.take() {
             if let Some(slot) = self.slots.get_mut(usize::from(current.slot)) {
                 slot.status = BlkifStatus::ERROR;
             }
-            // With nothing outstanding nobody else answers it.
-            self.orphan(current.slot);
+            self.answer_if_complete(env, current.slot);
         }
-    }
-
-    /// Marks a slot that no completion will come for, so that the next [`Self::run`] answers it.
-    fn orphan(&mut self, slot: u16) {
-        self.current = Some(Current {
-            slot,
-            step: Step::Done,
-            write: false,
-            ordered: false,
-            flush: false,
-            next: 0,
-            nr_segments: 0,
-            sector: 0,
-        });
     }
 
     /// Lets go of the ring's pages; only when idle. Returns its port.
@@ -228,7 +226,7 @@ impl Queue {
     /// answer to every request before it lets a disk go.
     pub(super) fn give_up<P: Platform>(&mut self, env: &Env<'_, P>) {
         self.device_gone = true;
-        self.current = None;
+        (self.run, self.current, self.alone) = (None, None, NONE);
         for index in 0..self.slots.len() {
             if self.slots.get(index).is_some_and(|slot| slot.busy) {
                 self.answer(env, index as u16, BlkifStatus::ERROR);
@@ -242,18 +240,20 @@ impl Queue {
         tag_of(self.port, sequence, index)
     }
 
-    /// Takes what is in the ring and hands it to the device, as far as both go. Whether there is
-    /// more to do at once.
+    /// Takes what is in the ring and hands it to the device, as far as both go. With `hold`, a run
+    /// that is likely to go on stays here.
     pub(super) fn run<P: Platform>(
         &mut self,
         env: &Env<'_, P>,
         device: &dyn BlockDevice,
         info: &DeviceInfo,
-    ) -> bool {
+        hold: bool,
+    ) -> Kicked {
         let mut more = false;
         let mut budget = BUDGET;
         loop {
-            if self.current.is_some() && self.advance(env, device, info) == Progress::Waits {
+            if !self.submit_alone(env, device) || self.advance(env, device, info) == Progress::Waits
+            {
                 break;
             }
             if budget == 0 {
@@ -266,15 +266,25 @@ impl Queue {
                 Ok(false) => break,
                 Err(Bogus) => {
                     env.plat.log(format_args!("vbd queue {}: ring indices cannot be", self.number));
-                    self.stop();
+                    self.stop(env);
                     break;
                 }
             }
         }
+        let held = hold && self.is_worth_holding(info);
+        if !held && self.flush_run(env, device) {
+            // What the device refused as a whole.
+            self.submit_alone(env, device);
+        }
         if core::mem::take(&mut self.uncommitted) {
             device.commit(self.number.into());
         }
-        more
+        Kicked { more, held }
+    }
+
+    /// Whether something waits for the device to take it.
+    pub(super) fn waits(&self) -> bool {
+        self.run.is_some() || self.current.is_some() || self.alone != NONE
     }
 
     /// Shows the frontend what was answered. Whether it is to be told.
@@ -309,12 +319,8 @@ impl Queue {
                 self.current = Some(Current {
                     slot,
                     step: Step::Discard { left: sectors, secure },
-                    write: false,
-                    ordered: false,
-                    flush: false,
-                    next: 0,
-                    nr_segments: 0,
                     sector: request.sector,
+                    ..Current::new(slot)
                 });
             }
             Plan::Transfer(transfer) => self.begin(env, info, &request, transfer),
@@ -332,6 +338,7 @@ impl Queue {
                 operation: request.operation,
                 write_grants,
                 busy: true,
+                sector: request.sector,
                 sequence: slot.sequence.wrapping_add(1),
                 ..FREE
             };
@@ -340,7 +347,7 @@ impl Queue {
         index
     }
 
-    /// Pins a transfer's pages and makes it the current request.
+    /// Pins a transfer's pages and puts it into the run, or makes it the current request.
     fn begin<P: Platform>(
         &mut self,
         env: &Env<'_, P>,
@@ -349,118 +356,37 @@ impl Queue {
         transfer: Transfer,
     ) {
         let index = self.claim(request, !transfer.write);
-        let sectors = self.pin(env, info, request, index, transfer.nr_segments);
-        let good = sectors.is_some_and(|sectors| {
-            sectors == 0 || request::check_range(info, request.sector, sectors)
-        });
-        if !good {
+        let Transfer { write, nr_segments, .. } = transfer;
+        let first = self.run.map_or(0, |run| run.nr_segments);
+        let sectors = self.pin(env, info, request, (index, first), nr_segments);
+        let good =
+            |sectors: &u64| *sectors == 0 || request::check_range(info, request.sector, *sectors);
+        let Some(sectors) = sectors.filter(good) else {
             self.answer(env, index, BlkifStatus::ERROR);
             return;
-        }
+        };
         let flush = transfer.flush && info.flush;
         let step = match (transfer.barrier, flush) {
             (true, _) => Step::Drain,
             (false, true) => Step::FlushBefore,
             (false, false) => Step::Data,
         };
+        let taken = Taken { slot: index, write, sector: request.sector, sectors, nr_segments };
+        let plain = step == Step::Data && nr_segments > 0;
+        if plain && self.join(info, &taken) {
+            return;
+        }
         self.current = Some(Current {
-            slot: index,
             step,
-            write: transfer.write,
-            ordered: transfer.barrier || transfer.flush && transfer.nr_segments > 0,
+            write,
+            ordered: transfer.barrier || transfer.flush && nr_segments > 0,
             flush,
-            next: 0,
-            nr_segments: transfer.nr_segments,
+            next: if nr_segments > 0 { first } else { 0 },
+            end: if nr_segments > 0 { first + nr_segments } else { 0 },
             sector: request.sector,
+            plain: plain.then_some(taken),
+            ..Current::new(index)
         });
-    }
-
-    /// Pins the pages of a request's segments, which go to `segments`; its sectors. On failure
-    /// what is pinned stays so until the slot is answered.
-    fn pin<P: Platform>(
-        &mut self,
-        env: &Env<'_, P>,
-        info: &DeviceInfo,
-        request: &Request,
-        index: u16,
-        nr_segments: u16,
-    ) -> Option<u64> {
-        let grants = gnttab::open(env.dom);
-        match &request.kind {
-            Kind::Direct { segments, .. } => {
-                let mut sectors = 0;
-                for segment in segments.iter().take(nr_segments.into()) {
-                    sectors += self.pin_segment(env, &grants, info, index, segment)?;
-                }
-                Some(sectors)
-            }
-            Kind::Indirect { pages, .. } => {
-                let mut sectors = 0;
-                let mut left = usize::from(nr_segments);
-                for page in pages.iter().take(left.div_ceil(SEGMENTS_PER_INDIRECT_PAGE)) {
-                    let part = left.min(SEGMENTS_PER_INDIRECT_PAGE);
-                    sectors += self.pin_indirect(env, &grants, info, index, *page, part)?;
-                    left -= part;
-                }
-                Some(sectors)
-            }
-            Kind::Discard { .. } | Kind::Unknown => None,
-        }
-    }
-
-    /// Pins the segments a page of an indirect request names. Each is read once.
-    fn pin_indirect<P: Platform>(
-        &mut self,
-        env: &Env<'_, P>,
-        grants: &Grants<'_>,
-        info: &DeviceInfo,
-        index: u16,
-        page: GrantRef,
-        nr_segments: usize,
-    ) -> Option<u64> {
-        let mfn = grants.map_page(env.plat, page, false).ok()?;
-        let words = env.plat.frame(mfn);
-        let sectors = words.and_then(|words| {
-            let mut sectors = 0;
-            for word in words.iter().take(nr_segments) {
-                let word = word.load(Ordering::Relaxed);
-                let segment = BlkifSegment {
-                    gref: GrantRef(word as u32),
-                    first_sect: (word >> 32) as u8,
-                    last_sect: (word >> 40) as u8,
-                    pad: 0,
-                };
-                sectors += self.pin_segment(env, grants, info, index, &segment)?;
-            }
-            Some(sectors)
-        });
-        grants.release(page, false);
-        sectors
-    }
-
-    #[inline]
-    fn pin_segment<P: Platform>(
-        &mut self,
-        env: &Env<'_, P>,
-        grants: &Grants<'_>,
-        info: &DeviceInfo,
-        index: u16,
-        segment: &BlkifSegment,
-    ) -> Option<u64> {
-        let (offset, len) = request::check_segment(info, segment)?;
-        let slot = self.slots.get_mut(usize::from(index))?;
-        let to = self.segments.get_mut(usize::from(slot.pinned))?;
-        let access = grants.access(env.plat, segment.gref, slot.write_grants).ok()?;
-        if !self.grants.push(&mut slot.grants, segment.gref) {
-            grants.release(segment.gref, slot.write_grants);
-            return None;
-        }
-        slot.pinned += 1;
-        let inside = offset >= access.offset
-            && u32::from(offset) + u32::from(len)
-                <= u32::from(access.offset) + u32::from(access.len);
-        *to = Segment { gpfn: access.mfn, offset, len };
-        inside.then_some(u64::from(len) / u64::from(SECTOR_BYTES))
     }
 
     /// A submission completed. Stale ones are ignored.
@@ -475,6 +401,10 @@ impl Queue {
         }
         slot.outstanding -= 1;
         if let Err(error) = result {
+            if slot.next != NONE {
+                self.part(index);
+                return;
+            }
             slot.status = status_of(error);
             self.flush_unsupported |= error == IoError::Unsupported
                 && matches!(slot.operation, BlkifOp::FLUSH_DISKCACHE | BlkifOp::WRITE_BARRIER);
@@ -484,11 +414,14 @@ impl Queue {
         }
     }
 
+    /// Answers a request that is complete, and those that went with it.
     fn answer_if_complete<P: Platform>(&mut self, env: &Env<'_, P>, index: u16) {
-        if let Some(slot) = self.slots.get(usize::from(index))
-            && slot.outstanding == 0
-        {
-            self.answer(env, index, slot.status);
+        let slot = self.slots.get(usize::from(index)).copied();
+        let Some(Slot { outstanding: 0, status, mut next, .. }) = slot else { return };
+        self.answer(env, index, status);
+        while let Some(slot) = self.slots.get(usize::from(next)).copied() {
+            self.answer(env, next, status);
+            next = slot.next;
         }
     }
 
@@ -496,8 +429,8 @@ impl Queue {
     fn answer<P: Platform>(&mut self, env: &Env<'_, P>, index: u16, status: BlkifStatus) {
         let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
         let grants = gnttab::open(env.dom);
-        while let Some(gref) = self.grants.pop(&mut slot.grants) {
-            grants.release(gref, slot.write_grants);
+        while let Some(pinned) = self.grants.pop(&mut slot.grants) {
+            grants.release(pinned.gref, slot.write_grants);
         }
         drop(grants);
         let (id, operation) = (slot.id, slot.operation);

@@ -267,6 +267,11 @@ impl Front {
         }
     }
 
+    /// Whether a grant is one of the ring's.
+    pub fn is_ring(&self, gref: u32) -> bool {
+        self.grefs.contains(&gref)
+    }
+
     /// The event handler: takes all responses and checks them as blkfront does.
     pub fn responses(&mut self, w: &mut World) -> Vec<Done> {
         let mut done = Vec::new();

@@ -3,6 +3,7 @@
 mod front;
 mod handshake;
 mod hostile;
+mod merge;
 mod order;
 mod random;
 mod threads;

@@ -1,5 +1,6 @@
 //! Random requests against a model of the disk.
 
+use core::ops::Range;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -14,6 +15,8 @@ struct Wish {
     /// First and last sector of each segment.
     segments: Vec<(u8, u8)>,
     indirect: bool,
+    /// Right behind the one before.
+    follows: bool,
     fill: u8,
 }
 
@@ -26,14 +29,16 @@ fn wish() -> impl Strategy<Value = Wish> {
         1 => Just(BlkifOp::DISCARD),
     ];
     let segment = (0..8u8, 0..8u8).prop_map(|(a, b)| (a.min(b), a.max(b)));
-    (operation, 0..200u64, prop::collection::vec(segment, 0..20), any::<bool>(), any::<u8>())
-        .prop_map(|(operation, sector, segments, indirect, fill)| {
+    let bits = any::<(bool, bool, u8)>();
+    (operation, 0..200u64, prop::collection::vec(segment, 0..20), bits).prop_map(
+        |(operation, sector, segments, (indirect, follows, fill))| {
             let data = matches!(operation, BlkifOp::READ | BlkifOp::WRITE);
             let indirect = data && (indirect || segments.len() > 11);
             let most = if indirect { 32 } else { 11 };
             let segments = segments.into_iter().take(most).collect();
-            Wish { operation, sector, segments, indirect, fill }
-        })
+            Wish { operation, sector, segments, indirect, follows, fill }
+        },
+    )
 }
 
 impl Wish {
@@ -41,11 +46,16 @@ impl Wish {
         self.segments.iter().map(|(first, last)| u64::from(last - first) + 1).sum()
     }
 
-    fn range(&self) -> core::ops::Range<u64> {
+    fn range(&self) -> Range<u64> {
         self.sector..self.sector + self.sectors()
     }
 
-    fn status(&self, sectors: u64) -> i16 {
+    fn status(&self, sectors: u64, bad: &Range<u64>) -> i16 {
+        let range = self.range();
+        let is_bad = range.start < bad.end && bad.start < range.end;
+        if is_bad && self.operation != BlkifOp::DISCARD {
+            return -1;
+        }
         let flush = matches!(self.operation, BlkifOp::WRITE_BARRIER | BlkifOp::FLUSH_DISKCACHE);
         let empty = self.segments.is_empty();
         let fits = self.range().end <= sectors;
@@ -78,7 +88,7 @@ impl Wish {
 #[derive(Clone, Debug)]
 enum Step {
     Request(Wish),
-    Notify,
+    Notify { hold: bool },
     Complete(usize),
     Respond,
 }
@@ -86,7 +96,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         5 => wish().prop_map(Step::Request),
-        2 => Just(Step::Notify),
+        2 => any::<bool>().prop_map(|hold| Step::Notify { hold }),
         4 => (0..20usize).prop_map(Step::Complete),
         2 => Just(Step::Respond),
     ]
@@ -97,11 +107,18 @@ struct Game {
     front: Front,
     model: Vec<u8>,
     wishes: BTreeMap<u64, Wish>,
+    /// Where the last request ended, and what it was.
+    last: (u64, BlkifOp),
+    bad: Range<u64>,
 }
 
 impl Game {
     /// Makes a request that overlaps none under way, so that the order does not matter.
-    fn request(&mut self, wish: &Wish) {
+    fn request(&mut self, mut wish: Wish) {
+        if wish.follows && matches!(wish.operation, BlkifOp::READ | BlkifOp::WRITE) {
+            (wish.sector, wish.operation) = self.last;
+        }
+        let wish = &wish;
         let range = wish.range();
         let overlaps = |other: &Wish| {
             let other = other.range();
@@ -109,6 +126,10 @@ impl Game {
         };
         if self.front.free_requests() == 0 || self.wishes.values().any(overlaps) {
             return;
+        }
+        self.last.0 = wish.range().end;
+        if matches!(wish.operation, BlkifOp::READ | BlkifOp::WRITE) {
+            self.last.1 = wish.operation;
         }
         if wish.operation == BlkifOp::DISCARD {
             let id = self.front.discard(&self.w, wish.sector, wish.sectors(), 0);
@@ -132,10 +153,17 @@ impl Game {
     fn responses(&mut self) {
         for done in self.front.responses(&mut self.w) {
             let wish = self.wishes.remove(&done.id).expect("was asked for");
-            assert_eq!(done.status, wish.status(self.model.len() as u64 / 512), "{wish:?}");
+            let wanted = wish.status(self.model.len() as u64 / 512, &self.bad);
+            assert_eq!(done.status, wanted, "{wish:?}");
             let mut at = wish.sector as usize * 512;
             if done.status == 0 && wish.operation == BlkifOp::DISCARD {
                 self.model[at..at + wish.sectors() as usize * 512].fill(0);
+            }
+            if done.status != 0 && wish.range().end * 512 <= self.model.len() as u64 {
+                // A part of it may have been written.
+                let end = wish.range().end as usize * 512;
+                let device = self.w.vbd.device().state();
+                self.model[at..end].copy_from_slice(&device.data[at..end]);
             }
             for piece in &done.shadow.pieces {
                 let page = page_bytes(&self.w.machine.plat, piece.page);
@@ -176,22 +204,30 @@ proptest! {
         room in 1..40usize,
         no_gaps: bool,
         max_segments in 1..33u16,
+        bad in prop_oneof![Just(0..0u64), (0..220u64).prop_map(|at| at..at + 1)],
     ) {
         let mut w = World::new(DeviceInfo { no_gaps, max_segments, ..disk(220) });
         w.vbd.announce(&w.store).unwrap();
         let layout = if wide { Layout::X86_64 } else { Layout::X86_32 };
         let front = connect(&mut w, layout, order, 1).pop().unwrap();
         w.vbd.device().state().room = room;
+        w.vbd.device().state().bad = bad.clone();
         let model = w.vbd.device().state().data.clone();
-        let mut game = Game { w, front, model, wishes: BTreeMap::new() };
+        let last = (0, BlkifOp::READ);
+        let mut game = Game { w, front, model, wishes: BTreeMap::new(), last, bad };
         for step in steps {
             match step {
                 Step::Request(wish) => {
                     if game.wishes.len() < 20 {
-                        game.request(&wish);
+                        game.request(wish);
                     }
                 }
-                Step::Notify => game.front.flush(&game.w),
+                Step::Notify { hold: false } => game.front.flush(&game.w),
+                Step::Notify { hold: true } => {
+                    if game.front.push(&game.w) {
+                        while game.w.vbd.kicked_holding(&game.w.env(), 0).more {}
+                    }
+                }
                 Step::Complete(index) => {
                     let waiting = game.w.vbd.device().state().pending.len();
                     if waiting > 0 {
@@ -203,6 +239,7 @@ proptest! {
             }
         }
         game.front.flush(&game.w);
+        while game.w.vbd.kicked(&game.w.env(), 0) {}
         game.w.drain();
         game.responses();
         prop_assert!(game.wishes.is_empty(), "left: {:?}", game.wishes);

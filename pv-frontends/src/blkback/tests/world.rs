@@ -1,5 +1,6 @@
 //! A guest with a store and a device: what a vbd's surroundings are in the shim.
 
+use core::ops::Range;
 use std::collections::{BTreeMap, VecDeque};
 use std::string::{String, ToString};
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,7 +23,7 @@ use crate::blkback::{
 use crate::xenbus::{Store, StoreError, Stores, Value};
 
 /// Guest frames: the table's, one for arguments, and from [`FIRST_FREE`] on any.
-const TABLE: core::ops::Range<u64> = 10..19;
+const TABLE: Range<u64> = 10..19;
 const ARGUMENTS: u64 = 9;
 const FIRST_FREE: u64 = 20;
 /// Frames the guest has.
@@ -115,6 +116,8 @@ pub struct DeviceState {
     /// Fails the next submissions at once, or the next completions.
     pub fail_submit: VecDeque<IoError>,
     pub fail: VecDeque<IoError>,
+    /// Sectors that cannot be read or written.
+    pub bad: Range<u64>,
     pub commits: u32,
     uncommitted: bool,
 }
@@ -151,6 +154,7 @@ impl FakeDevice {
             room: usize::MAX,
             fail_submit: VecDeque::new(),
             fail: VecDeque::new(),
+            bad: 0..0,
             commits: 0,
             uncommitted: false,
         }))
@@ -383,6 +387,10 @@ impl World {
 }
 
 fn execute(state: &mut DeviceState, plat: &FakePlatform, given: &Given) -> IoResult {
+    let sectors: u64 = given.segments.iter().map(|segment| u64::from(segment.len) / 512).sum();
+    if given.sector < state.bad.end && state.bad.start < given.sector + sectors {
+        return Err(IoError::Io);
+    }
     let mut at = given.sector as usize * 512;
     for segment in &given.segments {
         let (offset, len) = (usize::from(segment.offset), usize::from(segment.len));

@@ -65,6 +65,11 @@ pub struct Session {
 impl Session {
     /// Starts the emulated machine for guests of up to `guest_mib`.
     pub fn start(guest_mib: u64) -> Result<Self> {
+        Self::start_with(guest_mib, &[])
+    }
+
+    /// As [`Self::start`], with further arguments for QEMU.
+    pub fn start_with(guest_mib: u64, more: &[String]) -> Result<Self> {
         crate::setup::for_running()?;
         let kernel = Kernel::get(KERNEL)?;
         let dir = Scratch::new()?;
@@ -78,6 +83,7 @@ impl Session {
         let mut command = qemu(&kernel.vmlinux()?, &initrd, &socket, &log, guest_mib + OWN_MIB);
         command.args(["-qmp", &format!("unix:{},server=on,wait=off", control.display())]);
         let child = command
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(dir.path().join("qemu"))?);

@@ -1,8 +1,10 @@
 //! What a disk does: reads and writes past the page cache, of several sizes, one
-//! or many at a time. `diskbench DEVICE NAME...` runs the phases of those names.
+//! or many at a time. `diskbench DEVICE NAME...` runs the phases of those names;
+//! `diskbench` alone lists them.
 //!
 //! Each phase says `@@ NAME begin` and `@@ NAME end`, for whoever counts in
-//! between, and then one JSON line. It overwrites the device.
+//! between, and then one JSON line; who counts instructions finds markers around
+//! its requests. It overwrites the device.
 #![no_main]
 #![expect(unsafe_code, reason = "every line is a system call")]
 #![expect(clippy::undocumented_unsafe_blocks, reason = "a benchmark calls libc throughout")]
@@ -87,6 +89,17 @@ fn say(text: &str) {
     unsafe { libc::tcdrain(1) };
 }
 
+/// Numbers of the markers that `xtask`'s `bench/count.c` looks for.
+const MARK_BEGIN: u32 = 0x504e_0001;
+const MARK_END: u32 = 0x504e_0002;
+
+/// A long NOP with a number in it, which an emulator may notice: `nopl N(%rax)`.
+fn marker<const N: u32>() {
+    unsafe {
+        core::arch::asm!(".byte 0x0f, 0x1f, 0x80", ".long {}", const N, options(nomem, nostack));
+    }
+}
+
 /// A device and the kernel's queue for it.
 struct Disk {
     fd: c_int,
@@ -119,7 +132,9 @@ impl Disk {
         assert!(buffer != libc::MAP_FAILED, "mmap");
         say(&format!("@@ {} begin", phase.name));
         let start = Instant::now();
+        marker::<MARK_BEGIN>();
         self.requests(phase, buffer as u64);
+        marker::<MARK_END>();
         let seconds = start.elapsed().as_secs_f64();
         say(&format!("@@ {} end", phase.name));
         say(&format!(
@@ -199,8 +214,8 @@ extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     let words: Vec<&CStr> =
         (1..argc as usize).map(|at| unsafe { CStr::from_ptr(*argv.add(at)) }).collect();
     let Some((device, names)) = words.split_first() else {
-        eprintln!("diskbench DEVICE [PHASE...]");
-        return 2;
+        PHASES.iter().for_each(|phase| println!("{}", phase.name));
+        return 0;
     };
     let disk = Disk::open(device);
     for phase in &PHASES {

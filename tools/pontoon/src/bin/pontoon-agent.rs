@@ -59,6 +59,8 @@ fn serve() -> Result<()> {
         fs::create_dir_all(at)?;
         mount(kind, at, kind, MountFlags::empty(), None).with_context(|| format!("mount {at}"))?;
     }
+    // Only `hvhost --trace` needs it, and says so itself where it is missing.
+    let _ = mount("tracefs", "/sys/kernel/tracing", "tracefs", MountFlags::empty(), None);
     for module in fs::read_to_string("/modules").context("/modules")?.lines() {
         let file = File::open(module).with_context(|| module.to_owned())?;
         rustix::system::finit_module(&file, c"", 0).with_context(|| format!("load {module}"))?;

@@ -2,34 +2,23 @@
 //! Xen drivers under the shim. Times in an emulator say little about silicon; how
 //! often a request leaves the guest carries over.
 
+use super::count::Counter;
 use anyhow::{Context, Result, bail, ensure};
 use hvhost::stats::Report;
+use hvhost::trace::TraceReport;
 use pontoon::artefact::{Artefact, LINUX};
 use pontoon::cleanup::Scratch;
 use pontoon::host::{Host, Input, Machine, Under};
 use pontoon::initramfs::{self, Extra};
 use pontoon::kernel::{Kernel, read_module};
 use pontoon::outcome::{Outcome, Status};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 const PROGRAM: Artefact = Artefact { package: "guests", binary: "diskbench", target: LINUX };
-/// The program's phases, in its order.
-const PHASES: [&str; 12] = [
-    "read-4k-1",
-    "read-4k-32",
-    "write-4k-1",
-    "write-4k-32",
-    "read-64k-1",
-    "read-64k-32",
-    "write-64k-1",
-    "write-64k-32",
-    "read-1m-1",
-    "read-1m-32",
-    "write-1m-1",
-    "write-1m-32",
-];
 const DISK_BYTES: u64 = 256 << 20;
 const MEMORY_MIB: u64 = 512;
 const LIMIT: Duration = Duration::from_secs(900);
@@ -45,9 +34,16 @@ pub struct Disk {
     /// Phases to run, separated by commas [default: all].
     #[arg(long, value_delimiter = ',')]
     phases: Vec<String>,
-    /// Only boot the guest under the shim, for a profiler; no table.
+    /// Count the instructions in the shim, too: one more boot, under emulation.
     #[arg(long)]
-    shim_only: bool,
+    instructions: bool,
+    /// Write where those instructions were, as addresses and numbers, all phases together; nothing
+    /// else is measured.
+    #[arg(long)]
+    profile: Option<PathBuf>,
+    /// Count VM exits by reason; slows each a little.
+    #[arg(long)]
+    trace: bool,
     /// Times each side is booted; the best of each line counts.
     #[arg(long, default_value_t = 1)]
     rounds: u32,
@@ -56,46 +52,53 @@ pub struct Disk {
     json: Option<PathBuf>,
 }
 
-/// What a phase cost; the last four per request.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
+/// What a phase cost; all but the first per request.
+#[derive(Clone, Debug, serde::Serialize)]
 struct Cost {
     per_second: f64,
     exits: f64,
     halts: f64,
     signals: f64,
     interrupts: f64,
+    /// In the shim; none natively.
+    instructions: Option<f64>,
+    /// Exits by reason, if they were traced.
+    reasons: BTreeMap<String, f64>,
 }
 
 /// Measures natively and under the shim, and prints both beside each other.
 pub fn run(options: &Disk) -> Result<()> {
-    for name in &options.phases {
-        ensure!(PHASES.contains(&name.as_str()), "no phase {name}; there are {PHASES:?}");
-    }
-    let chosen =
-        |name: &&str| options.phases.is_empty() || options.phases.iter().any(|n| n == name);
-    let phases: Vec<&str> = PHASES.into_iter().filter(chosen).collect();
+    let phases = chosen(options)?;
     let kernel = Kernel::get(&options.kernel)?;
-    let (mut host, why) = Host::choose(Under::Auto, MEMORY_MIB)?;
-    eprintln!("bench: {why}");
-    if options.shim_only {
-        for (name, cost) in phases.iter().zip(measure(&mut host, &kernel, &phases, false)?) {
-            println!("{name}: {cost:?}");
+    if options.profile.is_some() {
+        for (name, count) in phases.iter().zip(instructions(options, &kernel, &phases)?) {
+            println!("{name}: {count:.0} instructions a request");
         }
         return Ok(());
     }
+    let (mut host, why) = Host::choose(Under::Auto, MEMORY_MIB)?;
+    eprintln!("bench: {why}");
     let mut sides = [None, None];
     for round in 1..=options.rounds {
         for (side, native) in sides.iter_mut().zip([true, false]) {
             let name = if native { "native" } else { "shim" };
             eprintln!("bench: {} {name}, {round} of {} …", kernel.release, options.rounds);
-            let costs = measure(&mut host, &kernel, &phases, native).context(name)?;
+            let costs =
+                measure(&mut host, &kernel, &phases, native, options.trace).context(name)?;
             *side = Some(match side.take() {
                 Some(before) => best(before, costs),
                 None => costs,
             });
         }
     }
-    let [Some(native), Some(shim)] = sides else { bail!("no rounds") };
+    let [Some(native), Some(mut shim)] = sides else { bail!("no rounds") };
+    drop(host);
+    if options.instructions {
+        let counts = instructions(options, &kernel, &phases)?;
+        for (cost, count) in shim.iter_mut().zip(counts) {
+            cost.instructions = Some(count);
+        }
+    }
     print_table(&kernel.release, &phases, &native, &shim);
     if let Some(path) = &options.json {
         let lines: Vec<_> = phases
@@ -112,12 +115,46 @@ pub fn run(options: &Disk) -> Result<()> {
     Ok(())
 }
 
+/// The phases asked for, in the program's order, which it says itself.
+fn chosen(options: &Disk) -> Result<Vec<String>> {
+    let list = Command::new(PROGRAM.find()?).output().context("diskbench cannot be run")?;
+    let all: Vec<String> = String::from_utf8(list.stdout)?.lines().map(str::to_owned).collect();
+    for name in &options.phases {
+        ensure!(all.contains(name), "no phase {name}; there are {all:?}");
+    }
+    let wanted = |name: &String| options.phases.is_empty() || options.phases.contains(name);
+    Ok(all.into_iter().filter(wanted).collect())
+}
+
+/// Boots the guest under the shim once more, in an emulation that counts; instructions in the shim
+/// per request.
+fn instructions(options: &Disk, kernel: &Kernel, phases: &[String]) -> Result<Vec<f64>> {
+    eprintln!("bench: {} shim, counting instructions …", kernel.release);
+    let counter = Counter::new()?;
+    let session = counter.start(MEMORY_MIB, options.profile.as_deref())?;
+    let mut host = Host::Nested(Box::new(session));
+    let outcome = boot(&mut host, kernel, phases, false, false)?;
+    let console = outcome.console_text();
+    check(&outcome)?;
+    let counts = counter.counts()?;
+    ensure!(counts.len() == phases.len(), "{} counts for {} phases", counts.len(), phases.len());
+    phases
+        .iter()
+        .zip(counts)
+        .map(|(name, count)| {
+            let (requests, _) =
+                timing(&console, name).with_context(|| format!("no time for {name}"))?;
+            Ok(count as f64 / requests)
+        })
+        .collect()
+}
+
 /// The quicker of each pair: a loaded machine makes slow, never quick.
 fn best(a: Vec<Cost>, b: Vec<Cost>) -> Vec<Cost> {
     a.into_iter().zip(b).map(|(a, b)| if a.per_second >= b.per_second { a } else { b }).collect()
 }
 
-fn init(modules: &str, disk: &str, phases: &[&str]) -> String {
+fn init(modules: &str, disk: &str, phases: &[String]) -> String {
     format!(
         "#!/bin/sh
 mount -t proc proc /proc
@@ -133,7 +170,7 @@ poweroff -f
     )
 }
 
-fn initrd(kernel: &Kernel, native: bool, phases: &[&str]) -> Result<Vec<u8>> {
+fn initrd(kernel: &Kernel, native: bool, phases: &[String]) -> Result<Vec<u8>> {
     let (drivers, disk): (&[&str], _) = if native {
         (&["crct10dif_generic", "hv_vmbus", "hv_storvsc", "sd_mod"], "sda")
     } else {
@@ -150,7 +187,23 @@ fn initrd(kernel: &Kernel, native: bool, phases: &[&str]) -> Result<Vec<u8>> {
     initramfs::build(&init(&list.join(" "), disk, phases), &extras)
 }
 
-fn measure(host: &mut Host, kernel: &Kernel, phases: &[&str], native: bool) -> Result<Vec<Cost>> {
+fn measure(
+    host: &mut Host,
+    kernel: &Kernel,
+    phases: &[String],
+    native: bool,
+    trace: bool,
+) -> Result<Vec<Cost>> {
+    costs(&boot(host, kernel, phases, native, trace)?, phases)
+}
+
+fn boot(
+    host: &mut Host,
+    kernel: &Kernel,
+    phases: &[String],
+    native: bool,
+    trace: bool,
+) -> Result<Outcome> {
     let dir = Scratch::new()?;
     let image = dir.path().join("disk.img");
     fs::File::create(&image)?.set_len(DISK_BYTES)?;
@@ -167,9 +220,12 @@ fn measure(host: &mut Host, kernel: &Kernel, phases: &[&str], native: bool) -> R
             machine.more.extend(["--at".into(), format!("@@ {name} {end}=counters")]);
         }
     }
+    if trace {
+        machine.more.push("--trace".into());
+        machine.stats = true;
+    }
     let machine = if native { machine } else { machine.under_shim(dir.path())? };
-    let outcome = host.run(&machine, &Input::default(), &mut |_| {})?;
-    costs(&outcome, phases)
+    host.run(&machine, &Input::default(), &mut |_| {})
 }
 
 /// A line `{"name":…,"count":…,"seconds":…}` of the console: requests and seconds.
@@ -181,7 +237,8 @@ fn timing(console: &str, name: &str) -> Option<(f64, f64)> {
         .and_then(|line| Some((line["count"].as_f64()?, line["seconds"].as_f64()?)))
 }
 
-fn costs(outcome: &Outcome, phases: &[&str]) -> Result<Vec<Cost>> {
+/// Whether the guest did all it was to do.
+fn check(outcome: &Outcome) -> Result<()> {
     let console = outcome.console_text();
     ensure!(
         outcome.status == Status::POWER_OFF && console.contains("diskbench: done"),
@@ -190,6 +247,12 @@ fn costs(outcome: &Outcome, phases: &[&str]) -> Result<Vec<Cost>> {
         console.lines().rev().take(8).collect::<Vec<_>>().join("\n"),
         outcome.errors.lines().filter(|l| !l.contains(ANSWER)).collect::<Vec<_>>().join("\n"),
     );
+    Ok(())
+}
+
+fn costs(outcome: &Outcome, phases: &[String]) -> Result<Vec<Cost>> {
+    check(outcome)?;
+    let console = outcome.console_text();
     let reports: Vec<Report> = outcome
         .errors
         .lines()
@@ -215,20 +278,63 @@ fn costs(outcome: &Outcome, phases: &[&str]) -> Result<Vec<Cost>> {
                 halts: difference(|r| r.kvm.total.get("halt_exits").copied().unwrap_or(0)),
                 signals: difference(|r| r.channels.values().map(|c| c.host_signals).sum()),
                 interrupts: difference(|r| r.channels.values().map(|c| c.interrupts).sum()),
+                instructions: None,
+                reasons: reasons(&pair[0], &pair[1], count),
             })
         })
         .collect()
 }
 
-fn print_table(release: &str, phases: &[&str], native: &[Cost], shim: &[Cost]) {
+/// Exits by reason per request; MSR accesses and hypercalls by their numbers.
+fn reasons(begin: &Report, end: &Report, count: f64) -> BTreeMap<String, f64> {
+    let all = |report: &Report| -> BTreeMap<String, u64> {
+        let Some(TraceReport { exits, hypercalls, msrs, .. }) = &report.trace else {
+            return BTreeMap::new();
+        };
+        let calls = hypercalls.iter().map(|(code, count)| (format!("call {code}"), *count));
+        let msrs = msrs.iter().map(|(msr, c)| (format!("msr {msr}"), c.reads + c.writes));
+        exits.iter().map(|(name, count)| (name.clone(), *count)).chain(calls).chain(msrs).collect()
+    };
+    let before = all(begin);
+    let since = |name: &str, now: u64| now - before.get(name).copied().unwrap_or(0);
+    let per_request = |(name, now): (String, u64)| {
+        let cost = since(&name, now) as f64 / count;
+        (name, cost)
+    };
+    all(end).into_iter().map(per_request).filter(|(_, cost)| *cost >= 0.001).collect()
+}
+
+fn print_reasons(phases: &[String], native: &[Cost], shim: &[Cost]) {
+    for (name, (native, shim)) in phases.iter().zip(native.iter().zip(shim)) {
+        let mut names: Vec<&String> = native.reasons.keys().chain(shim.reasons.keys()).collect();
+        names.sort();
+        names.dedup();
+        for reason in names {
+            let of = |cost: &Cost| cost.reasons.get(reason).copied().unwrap_or(0.0);
+            println!("{name:13}{reason:20}{:>9.3}{:>9.3}", of(native), of(shim));
+        }
+    }
+}
+
+fn print_table(release: &str, phases: &[String], native: &[Cost], shim: &[Cost]) {
     println!("Linux {release} on hvhost; exits, signals and interrupts per request:");
     println!(
-        "{:13}{:>10}{:>10}{:>7} |{:>9}{:>9} |{:>9}{:>9} |{:>9}{:>9}",
-        "", "native/s", "shim/s", "ratio", "exits", "shim", "signals", "shim", "interr.", "shim"
+        "{:13}{:>10}{:>10}{:>7} |{:>9}{:>9} |{:>9}{:>9} |{:>9}{:>9} |{:>9}",
+        "",
+        "native/s",
+        "shim/s",
+        "ratio",
+        "exits",
+        "shim",
+        "signals",
+        "shim",
+        "interr.",
+        "shim",
+        "instr."
     );
     for (name, (n, s)) in phases.iter().zip(native.iter().zip(shim)) {
         println!(
-            "{name:13}{:>10.0}{:>10.0}{:>7.2} |{:>9.3}{:>9.3} |{:>9.3}{:>9.3} |{:>9.3}{:>9.3}",
+            "{name:13}{:>10.0}{:>10.0}{:>7.2} |{:>9.3}{:>9.3} |{:>9.3}{:>9.3} |{:>9.3}{:>9.3} |{:>9}",
             n.per_second,
             s.per_second,
             s.per_second / n.per_second,
@@ -237,9 +343,11 @@ fn print_table(release: &str, phases: &[&str], native: &[Cost], shim: &[Cost]) {
             n.signals,
             s.signals,
             n.interrupts,
-            s.interrupts
+            s.interrupts,
+            s.instructions.map_or_else(String::new, |count| format!("{count:.0}")),
         );
     }
+    print_reasons(phases, native, shim);
 }
 
 #[cfg(test)]
@@ -263,6 +371,6 @@ mod tests {
             stats: None,
             wall: Duration::ZERO,
         };
-        assert!(costs(&outcome, &["read-4k-1"]).is_err());
+        assert!(costs(&outcome, &["read-4k-1".into()]).is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! Benchmarks.
 
+mod count;
 mod disk;
 mod micro;
 

@@ -117,7 +117,7 @@ pub struct VifConfig {
     pub promiscuous: bool,
 }
 
-/// What a vif may use. Memory is allocated when it is made: about 10 KiB for each queue.
+/// What a vif may use. Memory is allocated when it is made: about 14 KiB for each queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Queues offered: one for each vCPU is best, more than the device has are of little use.

@@ -2,14 +2,13 @@
 
 use core::sync::atomic::Ordering;
 
-use arrayvec::ArrayVec;
 use translate::platform::PageWords;
 use xen_abi::io::netif::{GsoType, txf};
 
 use super::BouncePage;
 use super::chain::Chain;
 use super::headers::{HEADER_BYTES, Headers, Sum, vlan_tag};
-use super::tx::MAX_FRAGMENTS;
+use super::tx::Fragments;
 use crate::net::{
     ETHERNET_HEADER_BYTES, Gso, Ip, NetInfo, Transport, TxCsum, TxFragment, TxRefusal,
     VLAN_TAG_BYTES, copy_out,
@@ -17,8 +16,6 @@ use crate::net::{
 
 /// Bytes of a packet that are looked at first: enough for nearly all.
 const FIRST_LOOK: usize = 96;
-
-type Fragments = ArrayVec<TxFragment, MAX_FRAGMENTS>;
 
 /// It.
 #[derive(Clone, Copy, Debug)]

@@ -66,12 +66,15 @@ struct Packet {
     next: u16,
 }
 
-/// The packet that is being handed over.
+/// The packet that is being handed over; its bytes are in [`TxQueue::fragments`].
+#[derive(Clone, Copy)]
 struct Current {
     packet: u16,
-    fragments: ArrayVec<TxFragment, MAX_FRAGMENTS>,
     offload: Offload,
 }
+
+/// Where a packet's bytes are.
+pub(super) type Fragments = ArrayVec<TxFragment, MAX_FRAGMENTS>;
 
 /// What a queue needs to go on.
 pub(super) struct Below<'a> {
@@ -106,6 +109,7 @@ pub(super) struct TxQueue {
     free_packet: u16,
     in_flight: u16,
     current: Option<Current>,
+    fragments: Fragments,
     /// Pages for headers that are changed here.
     bounce: Vec<BouncePage>,
     has_bounce: bool,
@@ -144,6 +148,7 @@ impl TxQueue {
             free_packet: 0,
             in_flight: 0,
             current: None,
+            fragments: ArrayVec::new_const(),
             has_bounce: !bounce.is_empty(),
             bounce,
             uncommitted: false,
@@ -283,13 +288,12 @@ impl TxQueue {
             self.refuse(chain, NetifStatus::ERROR);
             return;
         };
-        let mut fragments = ArrayVec::new();
-        if self.pin(env, packet, chain, &mut fragments).is_none() {
+        if self.pin(env, packet, chain).is_none() {
             self.counters.bad_grants += 1;
             self.answer(env, packet, NetifStatus::ERROR);
             return;
         }
-        let offload = match Offload::of(chain, &mut fragments, below.info) {
+        let offload = match Offload::of(chain, &mut self.fragments, below.info) {
             Ok(offload) => offload,
             Err(refusal) => {
                 self.count_refusal(refusal);
@@ -298,7 +302,7 @@ impl TxQueue {
             }
         };
         self.counters.gso_csum_fixup += u64::from(offload.fixup);
-        self.current = Some(Current { packet, fragments, offload });
+        self.current = Some(Current { packet, offload });
     }
 
     fn count_refusal(&mut self, refusal: TxRefusal) {
@@ -335,17 +339,12 @@ impl TxQueue {
         Some(index)
     }
 
-    /// Pins a packet's pages, which become fragments. On failure what is pinned stays so until
+    /// Pins a packet's pages, which become the fragments. On failure what is pinned stays so until
     /// the packet is answered.
-    fn pin<P: Platform>(
-        &mut self,
-        env: &Env<'_, P>,
-        packet: u16,
-        chain: &Chain,
-        fragments: &mut ArrayVec<TxFragment, MAX_FRAGMENTS>,
-    ) -> Option<()> {
+    fn pin<P: Platform>(&mut self, env: &Env<'_, P>, packet: u16, chain: &Chain) -> Option<()> {
         let grants = gnttab::open(env.dom);
         let mut at = self.packets.get(usize::from(packet))?.slots;
+        self.fragments.clear();
         for wanted in &chain.slots {
             let slot = self.slots.get_mut(usize::from(at))?;
             at = slot.next;
@@ -361,7 +360,7 @@ impl TxQueue {
             }
             let page = env.plat.frame(access.mfn)?;
             let (offset, len) = (wanted.offset, wanted.size);
-            fragments.try_push(TxFragment { gpfn: access.mfn, page, offset, len }).ok()?;
+            self.fragments.try_push(TxFragment { gpfn: access.mfn, page, offset, len }).ok()?;
         }
         Some(())
     }
@@ -383,12 +382,12 @@ impl TxQueue {
             if let Some(packet) = self.packets.get_mut(usize::from(current.packet)) {
                 packet.bounce = Some(page);
             }
-            current.offload.sum_up(&mut current.fragments, &page);
+            current.offload.sum_up(&mut self.fragments, &page);
             self.counters.software_csum += 1;
         }
         let offload = &current.offload;
         let packet = TxPacket {
-            fragments: &current.fragments,
+            fragments: &self.fragments,
             csum: offload.csum,
             gso: offload.gso,
             vlan: offload.vlan,

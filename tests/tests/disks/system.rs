@@ -23,6 +23,9 @@ const LOAD: &str = concat!(include_str!("../../e2e/fio-lib.sh"), include_str!(".
 const ALLOWED: &str = include_str!("../../e2e/system-allow.txt");
 /// A start of a whole system takes a minute on a quiet machine, emulated twice.
 const LIMIT: Duration = Duration::from_secs(600);
+/// On a loaded machine a console takes longer to appear than systemd waits for one.
+const APPEND: &str = "panic=-1 systemd.default_timeout_start_sec=600 \
+                      systemd.default_device_timeout_sec=600";
 /// What is copied if nothing is said.
 const COPY_MIB: u64 = 128;
 /// The least a loaded machine, emulated twice, copies and reads back in a second.
@@ -172,7 +175,7 @@ fn life(
 /// One start of the system, from its own boot menu to its end.
 fn start(lab: &mut Lab, disk: &System, boot: &Boot<'_>, end: Status) -> Result<Transcript> {
     let dir = tempfile::tempdir()?;
-    let files = image::take(&disk.file, None, Some("panic=-1"), dir.path())?;
+    let files = image::take(&disk.file, None, Some(APPEND), dir.path())?;
     let script = dir.path().join("script");
     let mut text = boot.script.as_bytes().to_vec();
     // Kernels look for partition tables in the first sectors.

@@ -153,9 +153,10 @@ impl<S: Sink<Arc<Card>>> NetVsc<S> {
     fn rescinded<H: Hypervisor>(&self, bus: &VmBus<H>, id: ChannelId) {
         let Some(card) = self.card(id) else { return };
         if card.channel_id() == id {
-            card.rescinded(bus);
+            card.rescinded(bus, &self.sink);
+        } else {
+            card.remove_queue(bus, &self.sink, id);
         }
-        card.remove_queue(bus, &self.sink, id);
         card.go_on(bus, &self.sink);
         self.forget(&card);
     }

@@ -183,24 +183,21 @@ impl Rx {
     /// Looks at the message the first range begins with.
     fn parse(&mut self, taker: &impl Taker, counters: &Counters) -> Result<(), Malformed> {
         let (at, bytes) = self.ranges.front().copied().ok_or(Malformed)?;
-        let buffer = Arc::clone(&self.buffer);
-        let run = Run::new(buffer.as_slice(), at, bytes).ok_or(Malformed)?;
+        let run = Run::new(self.buffer.as_slice(), at, bytes).ok_or(Malformed)?;
         let header = parse::header(&run)?;
         if header.message_type != rndis::MessageType::PACKET {
             let mut copy = [0; MAX_CONTROL_BYTES];
             let there = run.part(0, header.length).ok_or(Malformed)?.copy(&mut copy);
-            let message = copy.get(..there).unwrap_or_default();
-            // Whoever changed the header since then changed nothing but the copy's first bytes.
-            let is_sane = taker.control(message);
+            // Whoever changed it meanwhile is believed what the copy says.
+            let is_sane = taker.control(copy.get(..there).unwrap_or_default());
             self.end_range(Status::SUCCESS);
-            if !is_sane {
-                counters.add(Counter::Bogus, 1);
-            }
+            counters.add(Counter::Bogus, u64::from(!is_sane));
             return Ok(());
         }
         let frame = parse::packet(&run, header.length)?;
+        let next = parse::next_packet(&run, header.length);
         self.take_frame(&frame)?;
-        match parse::next_packet(&run, header.length) {
+        match next {
             // Another follows.
             Some(length) => {
                 if let Some(range) = self.ranges.front_mut() {

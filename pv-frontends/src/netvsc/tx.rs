@@ -125,15 +125,18 @@ impl Tx {
         packet: &TxPacket<'_>,
         tag: Tag,
     ) -> TxSubmitted {
-        let submitted = match self.session.clone() {
+        // Taken out meanwhile: to be lent, and not counted.
+        let session = self.session.take();
+        let submitted = match &session {
             Some(session) => match frame::header(packet, &session.limits) {
                 Ok(header) => {
-                    self.send(bus, channel, queue, counters, &session, packet, header, tag)
+                    self.send(bus, channel, queue, counters, session, packet, header, tag)
                 }
                 Err(refusal) => TxSubmitted::Refused(refusal),
             },
             None => TxSubmitted::Busy,
         };
+        self.session = session;
         match submitted {
             TxSubmitted::Busy => {
                 counters.add(Counter::TxBusy, 1);
@@ -177,7 +180,7 @@ impl Tx {
             }
         }
         // Packets stay in order.
-        if let Err(error) = self.flush(bus, channel, counters) {
+        if let Err(error) = self.flush(bus, channel, counters, session) {
             return outcome(error);
         }
         let Some(nr) = self.free.last().copied() else { return TxSubmitted::Busy };
@@ -214,7 +217,7 @@ impl Tx {
             if bytes <= room && batch.packets < session.max_packets {
                 return Ok(true);
             }
-            self.flush(bus, channel, counters)?;
+            self.flush(bus, channel, counters, session)?;
         }
         let nr = self.free.last().copied().ok_or(SendError::Full)?;
         let Some(section) = session.sections.take(queue) else { return Ok(false) };
@@ -247,16 +250,15 @@ impl Tx {
         bus: &VmBus<H>,
         channel: &Channel,
         counters: &Counters,
+        session: &Session,
     ) -> Result<(), SendError> {
-        let (Some(batch), Some(session)) = (self.batch, self.session.clone()) else {
-            return Ok(());
-        };
+        let Some(batch) = self.batch else { return Ok(()) };
         let body = SendRndisPacket {
             channel_type: ChannelType::DATA,
             section: batch.section,
             section_bytes: batch.bytes,
         };
-        self.write(bus, channel, &session, batch.nr, External::None, &body)?;
+        self.write(bus, channel, session, batch.nr, External::None, &body)?;
         counters.add(Counter::TxBatches, 1);
         self.batch = None;
         if let Some(slot) = self.slots.get_mut(usize::from(batch.nr)) {
@@ -334,10 +336,14 @@ impl Tx {
         channel: &Channel,
         counters: &Counters,
     ) {
-        if self.flush(bus, channel, counters).is_err() {
+        let session = self.session.take();
+        if let Some(session) = &session
+            && self.flush(bus, channel, counters, session).is_err()
+        {
             // It goes with the next commit, which comes when there is room.
             self.blocked = true;
         }
+        self.session = session;
         if core::mem::take(&mut self.owed) {
             bus.signal(channel);
         }

@@ -346,8 +346,20 @@ impl Card {
         self.machine.lock().not_opened(again);
     }
 
-    /// The channel is gone. What it had of memory may still be written to for a moment.
-    pub(in crate::netvsc) fn rescinded<H: Hypervisor>(&self, bus: &VmBus<H>) {
+    /// The channel is gone, and the host takes the others back, too. What it had of memory may still
+    /// be written to for a moment.
+    pub(in crate::netvsc) fn rescinded<H: Hypervisor, S: Sink<Arc<Self>>>(
+        self: &Arc<Self>,
+        bus: &VmBus<H>,
+        sink: &S,
+    ) {
+        let ids: Vec<_> = {
+            let queues = self.queues.read();
+            queues.iter().flatten().map(|queue| queue.channel.id()).collect()
+        };
+        for id in ids {
+            self.remove_queue(bus, sink, id);
+        }
         *self.session.write() = None;
         let until = bus.hypervisor().now_ns().saturating_add(self.config.linger_ns);
         let mut machine = self.machine.lock();
@@ -384,7 +396,10 @@ impl Card {
         queue: &Queue,
     ) -> Received {
         let received = queue.run(bus, &Upwards { card: self, sink, queue, now_ns: now(bus) });
-        self.go_on(bus, sink);
+        // Sub-channels have no part in the conversation.
+        if queue.index == 0 {
+            self.go_on(bus, sink);
+        }
         received
     }
 
@@ -450,6 +465,7 @@ impl Card {
                     // Others are called: without the lock.
                     drop(machine);
                     self.carry_out(bus, sink, todo);
+                    self.machine.lock().carried_out();
                     continue;
                 }
             };

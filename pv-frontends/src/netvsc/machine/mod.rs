@@ -203,7 +203,8 @@ pub(in crate::netvsc) struct Machine {
     log: Option<&'static str>,
     known: bool,
     news: bool,
-    telling: bool,
+    /// Someone does what was to be done, without the lock: nobody else does anything meanwhile.
+    carrying: bool,
 }
 
 impl Machine {
@@ -231,13 +232,13 @@ impl Machine {
             log: None,
             known: false,
             news: false,
-            telling: false,
+            carrying: false,
         }
     }
 
     /// Whether nobody has to be told of it any more.
     pub(in crate::netvsc) const fn is_gone(&self) -> bool {
-        matches!(self.phase, Phase::Gone) && !self.known && !self.telling
+        matches!(self.phase, Phase::Gone) && !self.known && !self.carrying
     }
 
     /// Whether it waits to be offered again.

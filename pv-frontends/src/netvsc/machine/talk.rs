@@ -25,9 +25,23 @@ const ANSWER_NS: u64 = 30_000_000_000;
 impl Machine {
     /// What is to be done now.
     pub(in crate::netvsc) fn next(&mut self, config: &Config, now_ns: u64) -> Todo {
-        if let Some(text) = self.log.take() {
-            return Todo::Log(text);
+        if self.carrying {
+            return Todo::Nothing;
         }
+        let todo = match self.log.take() {
+            Some(text) => Todo::Log(text),
+            None => self.step(config, now_ns),
+        };
+        self.carrying = !matches!(todo, Todo::Nothing | Todo::Nvsp { .. } | Todo::Rndis { .. });
+        todo
+    }
+
+    /// What was to be done without the lock is done.
+    pub(in crate::netvsc) const fn carried_out(&mut self) {
+        self.carrying = false;
+    }
+
+    fn step(&mut self, config: &Config, now_ns: u64) -> Todo {
         let todo = match self.phase {
             Phase::Away(until) if until <= now_ns => {
                 self.phase = Phase::Gone;
@@ -49,9 +63,6 @@ impl Machine {
     }
 
     fn tell(&mut self) -> Todo {
-        if self.telling {
-            return Todo::Nothing;
-        }
         let news = match self.phase {
             Phase::Gone if self.known => {
                 self.known = false;
@@ -64,13 +75,11 @@ impl Machine {
             _ if self.known && core::mem::take(&mut self.news) => News::Changed,
             _ => return Todo::Nothing,
         };
-        self.telling = true;
         Todo::Tell(news)
     }
 
     /// The backend was told.
     pub(in crate::netvsc) fn told_backend(&mut self) {
-        self.telling = false;
         if core::mem::take(&mut self.blink) {
             (self.facts.link, self.news) = (true, true);
         }
@@ -321,6 +330,10 @@ impl Machine {
     fn take_back(&mut self) -> Todo {
         if let Some(todo) = self.tear_down() {
             return todo;
+        }
+        if self.open_queues != 0 {
+            // Sub-channels close after the card's own.
+            return Todo::Nothing;
         }
         if core::mem::take(&mut self.reopen) {
             self.phase = Phase::Opening;

@@ -18,7 +18,8 @@ mod guest {
     /// Where the program lies: the first page of its own tables.
     const PROGRAM: u64 = 0x4000_0000;
     /// int3; mov eax, 0x1234; syscall; int3; syscall; ud2
-    const CODE: [u8; 13] = [0xcc, 0xb8, 0x34, 0x12, 0, 0, 0x0f, 0x05, 0xcc, 0x0f, 0x05, 0x0f, 0x0b];
+    const CODE: [u8; 16] =
+        [0xcc, 0xb8, 0x34, 0x12, 0, 0, 0x0f, 0x05, 0xcc, 0x0f, 0x05, 0x0f, 0x0b, 0, 0, 0];
     /// RIP of each of the kernel's visits: behind int3, SYSCALL, int3, SYSCALL, and at UD2.
     const VISITS: [(u64, u64); 5] =
         [(3, 1), (trap::SYSCALL, 8), (3, 9), (trap::SYSCALL, 11), (6, 11)];
@@ -74,9 +75,8 @@ mod guest {
     /// Maps the program's page for user mode, by tables of its own.
     fn map(info: &StartInfo) -> bool {
         let machine = |page: &Page| paging::mfn_of(info, page.address()) * paging::PAGE;
-        for (at, byte) in CODE.iter().enumerate() {
-            // SAFETY: inside the page, which nobody else uses.
-            unsafe { TEXT.0.get().cast::<u8>().add(at).write(*byte) };
+        for (at, word) in CODE.as_chunks().0.iter().enumerate() {
+            TEXT.set(at, u64::from_le_bytes(*word));
         }
         L1.set(0, machine(&TEXT) | 0x65);
         L2.set(0, machine(&L1) | 0x67);

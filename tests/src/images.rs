@@ -33,6 +33,10 @@ pub const SUITES: [&str; 2] = ["bookworm", "trixie"];
 
 /// The password of root in every image.
 pub const PASSWORD: &str = "pontoon";
+/// Words for the kernel's command line: on a loaded machine a console takes longer to
+/// appear than systemd waits for one.
+pub const PATIENCE: &str =
+    "systemd.default_timeout_start_sec=600 systemd.default_device_timeout_sec=600";
 /// Their host name.
 pub const HOSTNAME: &str = "pontoon-guest";
 

@@ -12,7 +12,7 @@ use pontoon::image;
 use pontoon::kernel::Kernel;
 use pontoon::outcome::{Outcome, Status};
 use pontoon_tests::dialogue::Dialogue;
-use pontoon_tests::images::{HOSTNAME, Image, PASSWORD, Table};
+use pontoon_tests::images::{HOSTNAME, Image, PASSWORD, PATIENCE, Table};
 use pontoon_tests::{domu, log, told};
 use std::fs::File;
 use std::io::Write;
@@ -21,7 +21,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// On a quiet machine a boot takes a minute, under real Xen or nested.
-const LIMIT: Duration = Duration::from_secs(420);
+const LIMIT: Duration = Duration::from_secs(1200);
 const MEMORY_MIB: u64 = 768;
 /// Lines of a kernel's log that the shim may cause.
 const ALLOWED: &str = include_str!("../e2e/dmesg-allow.txt");
@@ -78,7 +78,7 @@ fn boot(
     work: &Path,
     say: &str,
 ) -> Result<String> {
-    let files = image::take(disk, None, None, work)?;
+    let files = image::take(disk, None, Some(PATIENCE), work)?;
     let mut machine = Machine::new(&files.kernel, files.initrd.as_deref(), &files.append);
     machine.memory_mib = MEMORY_MIB;
     machine.timeout = Some(LIMIT);

@@ -8,7 +8,7 @@ use pontoon::image;
 use pontoon::kernel::Kernel;
 use pontoon::outcome::Status;
 use pontoon_tests::dialogue::Dialogue;
-use pontoon_tests::images::{HOSTNAME, Image, PASSWORD, SUITES, Table};
+use pontoon_tests::images::{HOSTNAME, Image, PASSWORD, PATIENCE, SUITES, Table};
 use pontoon_tests::parts::{self, run};
 use pontoon_tests::transcript::Transcript;
 use std::fs::{self, File};
@@ -23,9 +23,6 @@ const LOAD: &str = concat!(include_str!("../../e2e/fio-lib.sh"), include_str!(".
 const ALLOWED: &str = include_str!("../../e2e/system-allow.txt");
 /// A start of a whole system takes a minute on a quiet machine, emulated twice.
 const LIMIT: Duration = Duration::from_secs(600);
-/// On a loaded machine a console takes longer to appear than systemd waits for one.
-const APPEND: &str = "panic=-1 systemd.default_timeout_start_sec=600 \
-                      systemd.default_device_timeout_sec=600";
 /// What is copied if nothing is said.
 const COPY_MIB: u64 = 128;
 /// The least a loaded machine, emulated twice, copies and reads back in a second.
@@ -175,7 +172,8 @@ fn life(
 /// One start of the system, from its own boot menu to its end.
 fn start(lab: &mut Lab, disk: &System, boot: &Boot<'_>, end: Status) -> Result<Transcript> {
     let dir = tempfile::tempdir()?;
-    let files = image::take(&disk.file, None, Some(APPEND), dir.path())?;
+    let append = format!("panic=-1 {PATIENCE}");
+    let files = image::take(&disk.file, None, Some(&append), dir.path())?;
     let script = dir.path().join("script");
     let mut text = boot.script.as_bytes().to_vec();
     // Kernels look for partition tables in the first sectors.

@@ -3,7 +3,7 @@
 //! ```text
 //! netvsp ── Backend ──┬── Tap      a TAP of this machine, with virtio-net headers
 //!                     ├── Stream   frames on a UNIX socket or a character device
-//!                     └── passt    a Stream whose other end is a passt process
+//!                     └── User     a Stream at whose other end is Slirp
 //! ```
 //! A back end is shared by the workers of an adapter's channels, which send, and one
 //! thread that receives.
@@ -11,7 +11,7 @@
 pub mod checksum;
 pub mod frame;
 pub mod options;
-pub mod passt;
+pub mod slirp;
 pub mod stream;
 pub mod tap;
 pub mod vnet;
@@ -20,11 +20,13 @@ mod wait;
 pub use checksum::Takes;
 pub use frame::{Frame, Mac};
 pub use options::{BackendOptions, NetOptions};
+pub use slirp::Slirp;
 pub use stream::Stream;
 pub use tap::Tap;
 
 use anyhow::{Context, Result};
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 
@@ -60,20 +62,44 @@ pub trait Backend: Send + Sync {
     fn stop(&self);
 }
 
-/// Opens what the options name. `mtu` is told to those who ask the back end for one.
+/// Opens what the options name.
 ///
 /// # Errors
 /// One line that says why not.
-pub fn open(options: &BackendOptions, mtu: u16) -> Result<Arc<dyn Backend>> {
+pub fn open(options: &BackendOptions) -> Result<Arc<dyn Backend>> {
     Ok(match options {
         BackendOptions::Tap { ifname, offload } => Arc::new(Tap::open(ifname, *offload)?),
         BackendOptions::Socket { path, offload } => Arc::new(Stream::open(path, *offload)?),
         BackendOptions::User { forwards } => {
-            let (ours, theirs) = std::os::unix::net::UnixStream::pair().context("socket pair")?;
-            passt::start(theirs.into(), forwards, mtu)?;
-            Arc::new(Stream::new(ours.into(), false)?)
+            let (ours, theirs) = UnixStream::pair().context("socket pair")?;
+            let _slirp = Slirp::start(theirs.into(), forwards)?;
+            Arc::new(User { stream: Stream::new(ours.into(), false)?, _slirp })
         }
     })
+}
+
+/// A stream at whose other end is a network stack.
+struct User {
+    stream: Stream,
+    _slirp: Slirp,
+}
+
+impl Backend for User {
+    fn takes(&self) -> Takes {
+        self.stream.takes()
+    }
+
+    fn send(&self, frame: &Frame) -> io::Result<Sent> {
+        self.stream.send(frame)
+    }
+
+    fn receive(&self, frame: &mut Frame) -> io::Result<bool> {
+        self.stream.receive(frame)
+    }
+
+    fn stop(&self) {
+        self.stream.stop();
+    }
 }
 
 /// Carries frames between two back ends until one of them is gone or stopped; stops both.

@@ -3,7 +3,7 @@
 use crate::net::frame::Mac;
 use anyhow::{Context, Result, bail};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -36,7 +36,7 @@ pub struct Forward {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// Address of this machine; `None`: all.
-    pub address: Option<IpAddr>,
+    pub address: Option<Ipv4Addr>,
     /// Port of this machine.
     pub host_port: u16,
     /// Port of the guest.
@@ -59,10 +59,7 @@ impl FromStr for Forward {
             let (address, host_port) = match host.rsplit_once(':') {
                 None => (None, host),
                 Some(("", host_port)) => (None, host_port),
-                Some((address, host_port)) => {
-                    let address = address.trim_start_matches('[').trim_end_matches(']');
-                    (Some(address.parse().ok()?), host_port)
-                }
+                Some((address, host_port)) => (Some(address.parse().ok()?), host_port),
             };
             let (host_port, guest_port) = (port(host_port)?, port(guest_port)?);
             Some(Self { protocol, address, host_port, guest_port })
@@ -77,13 +74,8 @@ impl fmt::Display for Forward {
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
         };
-        write!(f, "{protocol}:")?;
-        match self.address {
-            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
-            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
-            None => {}
-        }
-        write!(f, "{}-:{}", self.host_port, self.guest_port)
+        let address = self.address.map(|address| address.to_string()).unwrap_or_default();
+        write!(f, "{protocol}:{address}:{}-:{}", self.host_port, self.guest_port)
     }
 }
 
@@ -193,6 +185,31 @@ impl FromStr for NetOptions {
     }
 }
 
+impl NetOptions {
+    /// The address of adapter `number`: what is said, else one of Microsoft's range, always
+    /// the same for the same options.
+    #[must_use]
+    pub fn mac(&self, number: usize) -> Mac {
+        if let Some(mac) = self.mac {
+            return mac;
+        }
+        // FNV-1a. Several machines on one network differ in what they are connected by.
+        let path;
+        let bytes = match &self.backend {
+            BackendOptions::User { .. } => b"user",
+            BackendOptions::Tap { ifname, .. } => ifname.as_bytes(),
+            BackendOptions::Socket { path: at, .. } => {
+                path = at.to_string_lossy();
+                path.as_bytes()
+            }
+        };
+        let start = 0xcbf2_9ce4_8422_2325 ^ number as u64;
+        let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        let [a, b, c, ..] = bytes.iter().fold(start, step).to_be_bytes();
+        Mac([0x00, 0x15, 0x5d, a, b, c])
+    }
+}
+
 impl fmt::Display for NetOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let switch = |offload: bool| if offload { "on" } else { "off" };
@@ -234,11 +251,11 @@ mod tests {
 
     #[test]
     fn words() {
-        let o =
-            parse("user,hostfwd=tcp:2222-:22,hostfwd=udp:[::1]:53-:53,mtu=9000,queues=8").unwrap();
+        let o = parse("user,hostfwd=tcp:2222-:22,hostfwd=udp:127.0.0.1:53-:53,mtu=9000,queues=8")
+            .unwrap();
         let BackendOptions::User { forwards } = &o.backend else { panic!() };
         assert_eq!((forwards[0].host_port, forwards[0].guest_port), (2222, 22));
-        assert_eq!(forwards[1].address, Some("::1".parse().unwrap()));
+        assert_eq!(forwards[1].address, Some(Ipv4Addr::LOCALHOST));
         assert_eq!((o.mtu, o.queues, o.mac, o.detached), (9000, Some(8), None, false));
         let o = parse("tap,ifname=tap0,mac=00:15:5d:01:02:03,detached").unwrap();
         assert_eq!(o.backend, BackendOptions::Tap { ifname: "tap0".into(), offload: true });
@@ -254,12 +271,22 @@ mod tests {
     #[test]
     fn what_is_said_is_read_again() {
         for text in [
-            "user,hostfwd=tcp:2222-:22,hostfwd=udp:[::1]:53-:53,mtu=1500,queues=8,detached",
+            "user,hostfwd=tcp::2222-:22,hostfwd=udp:127.0.0.1:53-:53,mtu=1500,queues=8,detached",
             "tap,ifname=t,offload=on,mac=00:15:5d:01:02:03,mtu=9000",
             "socket,path=/x,offload=off,mtu=576",
         ] {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn addresses_differ_and_stay() {
+        let mac = |text: &str, number| parse(text).unwrap().mac(number);
+        assert_eq!(mac("tap,ifname=a", 0), mac("tap,ifname=a,mtu=9000", 0));
+        assert_ne!(mac("tap,ifname=a", 0), mac("tap,ifname=b", 0));
+        assert_ne!(mac("user", 0), mac("user", 1));
+        assert_eq!(mac("user", 0).0[..3], [0, 0x15, 0x5d]);
+        assert_eq!(mac("user,mac=00:15:5d:00:00:09", 5).0[5], 9);
     }
 
     #[test]
@@ -281,6 +308,7 @@ mod tests {
             "user,hostfwd=tcp:0-:22",
             "user,hostfwd=sctp:1-:1",
             "user,hostfwd=tcp:x:1-:1",
+            "user,hostfwd=tcp:[::1]:1-:1",
             "user,hostfwd=tcp:1-:70000",
             "user,ifname=x",
             "tap",

@@ -3,14 +3,14 @@
 //! ```text
 //! length u32, big-endian | [virtio-net header, 12 bytes] | frame        length counts both
 //! ```
-//! Without the header it is what passt and QEMU's `-netdev stream` speak.
+//! Without the header it is what QEMU's `-netdev stream` and passt speak.
 
 use crate::net::checksum::Takes;
 use crate::net::frame::{ETHERNET_BYTES, FRAME_BYTES_MAX, Frame};
 use crate::net::vnet::{self, VNET_BYTES};
-use crate::net::wait::{For, Stop, Wake};
+use crate::net::wait::{self, For, Stop, Wake};
 use crate::net::{Backend, Sent};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::OFlags;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -107,7 +107,12 @@ impl Stream {
         } else {
             UnixStream::connect(path).with_context(context)?.into()
         };
-        Self::new(stream, offload)
+        let stream = Self::new(stream, offload)?;
+        // The far end of a virtio port comes a moment after the port.
+        if is_device && !wait::comes(stream.file.as_fd(), Duration::from_secs(20))? {
+            bail!("{}: nobody is at the other end", path.display());
+        }
+        Ok(stream)
     }
 
     fn write_all(&self, bytes: &[u8]) -> io::Result<Sent> {

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// What came first.
@@ -70,5 +70,24 @@ impl Stop {
             [_, fd] if fd.revents != 0 => Wake::Ready,
             _ => Wake::TimedOut,
         })
+    }
+}
+
+/// Waits until there is another end; `false`: none came in time.
+pub fn comes(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    let until = Instant::now() + limit;
+    loop {
+        let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        // SAFETY: it is one entry, and its descriptor is open for the length of the call.
+        if unsafe { libc::poll(&raw mut entry, 1, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if entry.revents & libc::POLLHUP == 0 {
+            return Ok(true);
+        }
+        if Instant::now() > until {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -241,3 +241,7 @@ fn answer(request_id: u32, value: Result<Vec<u8>, Status>) -> Vec<u8> {
     let complete = QueryComplete { request_id, status, length: value.len() as u32, offset };
     message(&complete, &value)
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

@@ -1,7 +1,6 @@
 //! All network adapters of a machine, and the commands that change them.
 
 use crate::memory::Memory;
-use crate::net::frame::Mac;
 use crate::net::options::{ADAPTERS_MAX, BackendOptions};
 use crate::net::{self, NetOptions};
 use crate::netvsp::Nic;
@@ -11,9 +10,7 @@ use crate::stats::Counters;
 use crate::vmbus::Bus;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
-use std::collections::hash_map::DefaultHasher;
 use std::fmt::Write as _;
-use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Verbs of [`Network::command`].
@@ -74,11 +71,11 @@ impl Network {
     }
 
     fn open(&self, number: usize, options: &NetOptions) -> Result<Arc<Nic>> {
-        let backend = net::open(&options.backend, options.mtu)?;
+        let backend = net::open(&options.backend)?;
         let channels = options.queues.unwrap_or(self.cpus);
         let parts = Parts {
             number,
-            mac: options.mac.unwrap_or_else(|| made_mac(number, &options.backend)),
+            mac: options.mac(number),
             mtu: options.mtu,
             channels: u16::try_from(channels).unwrap_or(u16::MAX),
             monitored: self.monitored,
@@ -194,33 +191,4 @@ fn parse(text: &str) -> Result<usize> {
 
 fn no_nic(number: usize) -> String {
     format!("there is no adapter {number}")
-}
-
-/// An address of Microsoft's range; the same again for the same adapter.
-fn made_mac(number: usize, backend: &BackendOptions) -> Mac {
-    let mut hasher = DefaultHasher::new();
-    number.hash(&mut hasher);
-    // Several machines on one network differ in what they are connected by.
-    match backend {
-        BackendOptions::User { .. } => {}
-        BackendOptions::Tap { ifname, .. } => ifname.hash(&mut hasher),
-        BackendOptions::Socket { path, .. } => path.hash(&mut hasher),
-    }
-    let [a, b, c, ..] = hasher.finish().to_be_bytes();
-    Mac([0x00, 0x15, 0x5d, a, b, c])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_differ_and_stay() {
-        let tap = |name: &str| BackendOptions::Tap { ifname: name.into(), offload: true };
-        let mac = made_mac(0, &tap("a"));
-        assert_eq!(mac, made_mac(0, &tap("a")));
-        assert_ne!(mac, made_mac(0, &tap("b")));
-        assert_ne!(mac, made_mac(1, &tap("a")));
-        assert_eq!(mac.to_string().parse::<Mac>().unwrap(), mac);
-    }
 }

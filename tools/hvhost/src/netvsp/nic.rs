@@ -320,3 +320,7 @@ impl Device for Nic {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "nic_tests.rs"]
+mod tests;

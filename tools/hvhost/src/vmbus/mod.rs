@@ -20,6 +20,8 @@ pub mod monitor;
 pub mod packet;
 pub mod ring;
 pub mod server;
+#[cfg(test)]
+pub(crate) mod test_guest;
 
 pub use action::Offer;
 pub use channel::{Channel, ChannelCounters, ChannelError, ChannelReport, Waker};

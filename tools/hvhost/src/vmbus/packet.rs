@@ -56,6 +56,12 @@ impl Packet {
         self.body.split_at_checked(at).unwrap_or_default()
     }
 
+    /// What belongs to the descriptor.
+    #[must_use]
+    pub fn more(&self) -> &[u8] {
+        self.split().0
+    }
+
     /// Payload, a multiple of 8 bytes.
     #[must_use]
     pub fn payload(&self) -> &[u8] {

@@ -7,6 +7,7 @@ use crate::nested::Session;
 use crate::outcome::{Outcome, Status};
 use crate::qemu::Qemu;
 use anyhow::{Context, Result, bail};
+use hvhost::net::NetOptions;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,8 @@ pub struct Machine {
     pub without: Vec<String>,
     /// Disks, as hvhost's `--disk` takes them: a file of this machine, then words.
     pub disks: Vec<String>,
+    /// Network adapters.
+    pub nets: Vec<NetOptions>,
     /// Further arguments of hvhost.
     pub more: Vec<String>,
     /// Whether the host's counters are wanted.
@@ -59,6 +62,7 @@ impl Machine {
             cpus: 1,
             without: Vec::new(),
             disks: Vec::new(),
+            nets: Vec::new(),
             more: Vec::new(),
             stats: false,
             timeout: None,
@@ -105,6 +109,12 @@ impl Machine {
             let disk = place(Placed::Disk { path: Path::new(path), words })?;
             args.extend(["--disk".into(), disk]);
         }
+        for (number, net) in self.nets.iter().enumerate() {
+            // The same address wherever it runs.
+            let mac = Some(net.mac(number));
+            let net = place(Placed::Net(&NetOptions { mac, ..net.clone() }))?;
+            args.extend(["--net".into(), net]);
+        }
         args.extend_from_slice(&self.more);
         if let Some(limit) = self.timeout {
             args.extend(["--timeout".into(), limit.as_secs().max(1).to_string()]);
@@ -116,7 +126,7 @@ impl Machine {
     }
 }
 
-/// A file of this machine that hvhost is to find where it runs.
+/// Something of this machine that hvhost is to find where it runs.
 #[derive(Clone, Copy, Debug)]
 pub enum Placed<'a> {
     /// A file it reads once.
@@ -128,6 +138,8 @@ pub enum Placed<'a> {
         /// hvhost's words, each behind a comma.
         words: &'a str,
     },
+    /// A network adapter: its frames are to come out here.
+    Net(&'a NetOptions),
 }
 
 impl Placed<'_> {
@@ -137,6 +149,7 @@ impl Placed<'_> {
         match self {
             Self::File(path) => path.display().to_string(),
             Self::Disk { path, words } => format!("{}{words}", path.display()),
+            Self::Net(options) => options.to_string(),
         }
     }
 }

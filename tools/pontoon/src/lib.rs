@@ -27,6 +27,7 @@ pub mod protocol;
 pub mod qemu;
 pub mod setup;
 pub mod tty;
+pub mod wire;
 pub mod xen;
 
 /// Says a line about what is going on, to standard error: standard output

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
+use hvhost::net::NetOptions;
 use pontoon::cleanup::{self, Scratch};
 use pontoon::host::{Host, Input, Machine, Under};
 use pontoon::image::{self, Files};
@@ -52,6 +53,10 @@ struct Boot {
     /// may be repeated.
     #[arg(long, value_name = "FILE[,…]")]
     disk: Vec<String>,
+    /// A network: user[,hostfwd=tcp:2222-:22], tap,ifname=NAME or socket,path=PATH, then
+    /// [,mac=…][,mtu=9000][,queues=N]; may be repeated.
+    #[arg(long, value_name = "BACKEND[,…]")]
+    net: Vec<NetOptions>,
     /// Entry of the first disk's boot menu: its number, title or id
     /// [default: the menu's].
     #[arg(long, value_name = "N|TITLE", conflicts_with = "kernel", requires = "disk")]
@@ -130,6 +135,9 @@ fn run(boot: &Boot) -> Result<Status> {
     }
     if !boot.disk.is_empty() && matches!(boot.under, Where::Qemu) {
         bail!("--disk needs Hyper-V's storage, which plain QEMU has not: leave out --under qemu");
+    }
+    if !boot.net.is_empty() && matches!(boot.under, Where::Qemu) {
+        bail!("--net needs Hyper-V's network, which plain QEMU has not: leave out --under qemu");
     }
     for disk in &boot.disk {
         let file = disk.split(',').next().unwrap_or_default();
@@ -226,6 +234,7 @@ fn describe(boot: &Boot, work: &Path) -> Result<Machine> {
         cpus: boot.cpus,
         without: boot.hv_without.clone(),
         disks: boot.disk.clone(),
+        nets: boot.net.clone(),
         stats: boot.stats.is_some(),
         timeout: boot.timeout.map(Duration::from_secs),
         show_errors: true,

@@ -10,9 +10,10 @@
 //! The emulated machine is started once ([`Session::start`]) and runs any
 //! number of guests, one after the other. Programs, files, consoles and results
 //! travel over one virtio serial port as the frames of [`crate::protocol`].
-//! It has no network and no view of this machine's files, and ends when the
+//! It has no network of its own and no view of this machine's files, and ends when the
 //! session does. A guest's disk is plugged in as a disk of the emulated machine for
-//! as long as the guest runs ([`crate::plug`]).
+//! as long as the guest runs ([`crate::plug`]); the frames of its network adapters go
+//! through further ports ([`crate::wire`]).
 
 use crate::artefact;
 use crate::cleanup::{Reaper, Scratch};
@@ -22,7 +23,9 @@ use crate::kernel::Kernel;
 use crate::outcome::{Outcome, Status};
 use crate::plug::{Plug, Words};
 use crate::protocol::{self, CHUNK_BYTES, Exit, Kind, Run};
+use crate::wire::Wire;
 use anyhow::{Context, Result, bail};
+use hvhost::net::{BackendOptions, NetOptions};
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufReader, Read, Write};
@@ -57,6 +60,8 @@ pub struct Session {
     sent: HashMap<PathBuf, (SystemTime, u64, String)>,
     memory_mib: u64,
     plug: Plug,
+    /// Networks of the guest that runs.
+    wires: Vec<Wire>,
     // Order matters: the machine goes before its directory.
     machine: Reaper,
     dir: Scratch,
@@ -107,7 +112,16 @@ impl Session {
         }
         let writer = Arc::new(Mutex::new(stream));
         let plug = Plug::connect(&control).context("QEMU's control socket")?;
-        Ok(Self { writer, reader, sent: HashMap::new(), memory_mib: guest_mib, plug, machine, dir })
+        Ok(Self {
+            writer,
+            reader,
+            sent: HashMap::new(),
+            memory_mib: guest_mib,
+            plug,
+            wires: Vec::new(),
+            machine,
+            dir,
+        })
     }
 
     /// Runs a guest on hvhost.
@@ -129,6 +143,7 @@ impl Session {
         let args = machine.hvhost_args(stats, |placed| match placed {
             Placed::File(path) => self.place(path),
             Placed::Disk { path, words } => self.plug_in(path, words),
+            Placed::Net(options) => self.wire(options),
         });
         let result = args.and_then(|args| {
             argv.extend(args);
@@ -136,8 +151,9 @@ impl Session {
         });
         // Also after a failure, as the next guest may want the same file.
         let unplugged = self.plug.unplug_all();
+        self.wires.clear();
         let outcome = result?;
-        unplugged.context("a disk of the guest could not be taken back")?;
+        unplugged.context("a disk or network of the guest could not be taken back")?;
         Ok(outcome)
     }
 
@@ -208,6 +224,22 @@ impl Session {
             }
             _ => bail!("{} does not appear in the emulated machine", path.display()),
         }
+    }
+
+    /// Leads an adapter's frames here; gives hvhost's option there.
+    fn wire(&mut self, options: &NetOptions) -> Result<String> {
+        let socket = self.dir.path().join(format!("net{}", self.wires.len()));
+        let plan = Wire::plan(options, &socket)?;
+        let port = self.plug.plug_port(plan.socket())?;
+        self.send(Kind::PORT, port.as_bytes())?;
+        let there = match protocol::receive(&mut self.reader)? {
+            Some((Kind::PORT_AT, at)) if !at.is_empty() => PathBuf::from(String::from_utf8(at)?),
+            _ => bail!("a network does not appear in the emulated machine"),
+        };
+        let (wire, offload) = plan.connect()?;
+        self.wires.push(wire);
+        let backend = BackendOptions::Socket { path: there, offload };
+        Ok(NetOptions { backend, ..options.clone() }.to_string())
     }
 
     /// Puts a file of ours into the emulated machine, once per state of the

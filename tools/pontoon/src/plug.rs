@@ -1,5 +1,5 @@
-//! Disks plugged into and out of the running emulated machine, by QEMU's control
-//! socket.
+//! Disks and ports plugged into and out of the running emulated machine, by QEMU's
+//! control socket.
 //!
 //! ```text
 //! file here ── QEMU's block layer ── virtio disk of the emulated machine ── hvhost
@@ -62,6 +62,7 @@ fn has_backing_file(path: &Path) -> Result<bool> {
 pub struct Plug {
     reader: BufReader<UnixStream>,
     plugged: Vec<String>,
+    ports: Vec<String>,
     /// Devices QEMU said are gone, while something else was waited for.
     deleted: Vec<String>,
     count: u32,
@@ -73,7 +74,8 @@ impl Plug {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(LIMIT))?;
         let reader = BufReader::new(stream);
-        let mut plug = Self { reader, plugged: Vec::new(), deleted: Vec::new(), count: 0 };
+        let (plugged, ports, deleted) = (Vec::new(), Vec::new(), Vec::new());
+        let mut plug = Self { reader, plugged, ports, deleted, count: 0 };
         ensure!(plug.receive()?.get("QMP").is_some(), "QEMU does not greet");
         plug.execute("qmp_capabilities", &json!({}))?;
         Ok(plug)
@@ -110,15 +112,45 @@ impl Plug {
         Ok(name)
     }
 
-    /// Takes all disks back.
+    /// Plugs in a virtio port whose bytes go to a UNIX socket; its name.
+    pub fn plug_port(&mut self, socket: &Path) -> Result<String> {
+        let context = || socket.display().to_string();
+        let name = format!("pontoon.net{}", self.count);
+        self.count += 1;
+        let backend = json!({ "type": "socket", "data": {
+            "addr": { "type": "unix", "data": { "path": socket } },
+            "server": false,
+        } });
+        let chardev = json!({ "id": name, "backend": backend });
+        self.execute("chardev-add", &chardev).with_context(context)?;
+        let device =
+            json!({ "driver": "virtserialport", "id": name, "chardev": name, "name": name });
+        if let Err(e) = self.execute("device_add", &device) {
+            self.execute("chardev-remove", &json!({ "id": name }))?;
+            return Err(e).with_context(context);
+        }
+        self.ports.push(name.clone());
+        Ok(name)
+    }
+
+    /// Takes all disks and ports back.
     pub fn unplug_all(&mut self) -> Result<()> {
         for name in std::mem::take(&mut self.plugged) {
-            self.execute("device_del", &json!({ "id": name }))?;
-            while !self.deleted.contains(&name) {
-                let event = self.receive()?;
-                self.note(&event);
-            }
+            self.unplug(&name)?;
             self.execute("blockdev-del", &json!({ "node-name": name }))?;
+        }
+        for name in std::mem::take(&mut self.ports) {
+            self.unplug(&name)?;
+            self.execute("chardev-remove", &json!({ "id": name }))?;
+        }
+        Ok(())
+    }
+
+    fn unplug(&mut self, name: &String) -> Result<()> {
+        self.execute("device_del", &json!({ "id": name }))?;
+        while !self.deleted.contains(name) {
+            let event = self.receive()?;
+            self.note(&event);
         }
         Ok(())
     }

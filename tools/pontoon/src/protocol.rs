@@ -28,6 +28,10 @@ impl Kind {
     pub const DISK: Self = Self(b'S');
     /// From the agent: the path of that disk; empty: it does not appear.
     pub const DISK_AT: Self = Self(b'A');
+    /// To the agent: where is the virtio port of this name?
+    pub const PORT: Self = Self(b'P');
+    /// From the agent: the path of that port; empty: it does not appear.
+    pub const PORT_AT: Self = Self(b'Q');
     /// To the agent: bytes for the program's standard input.
     pub const INPUT: Self = Self(b'I');
     /// To the agent: end the running program.

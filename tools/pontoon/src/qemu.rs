@@ -48,6 +48,9 @@ impl Qemu {
         if !machine.disks.is_empty() {
             bail!("--disk needs Hyper-V's storage, which plain QEMU has not: use kvm or nested");
         }
+        if !machine.nets.is_empty() {
+            bail!("--net needs Hyper-V's network, which plain QEMU has not: use kvm or nested");
+        }
         crate::setup::for_running()?;
         let dir = Scratch::new()?;
         let events = Events::listen(&dir.path().join("qmp"))?;

@@ -38,6 +38,8 @@ const TEST: &[Need] = &[
     need("fio", "/usr/bin/fio"),
     need("qemu-utils", "/usr/bin/qemu-img"),
     need("mmdebstrap", "/usr/bin/mmdebstrap"),
+    need("iproute2", "/sbin/ip"),
+    need("ethtool", "/sbin/ethtool"),
 ];
 
 /// Makes sure guests can be run.

@@ -140,12 +140,22 @@ fn open_port() -> Result<File> {
 
 /// The device of a disk that has just been plugged in.
 fn find_disk(serial: &str) -> Option<String> {
+    find("/sys/block", "serial", serial)
+}
+
+/// The device of a port that has just been plugged in.
+fn find_port(name: &str) -> Option<String> {
+    find("/sys/class/virtio-ports", "name", name)
+}
+
+/// The device below `class` whose `attribute` is `wanted`.
+fn find(class: &str, attribute: &str, wanted: &str) -> Option<String> {
     let until = Instant::now() + Duration::from_secs(20);
     while Instant::now() < until {
-        for entry in fs::read_dir("/sys/block").ok()?.flatten() {
-            let found = fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
+        for entry in fs::read_dir(class).ok()?.flatten() {
+            let found = fs::read_to_string(entry.path().join(attribute)).unwrap_or_default();
             let device = format!("/dev/{}", entry.file_name().to_string_lossy());
-            if found.trim_end_matches(['\0', '\n']) == serial && fs::metadata(&device).is_ok() {
+            if found.trim_end_matches(['\0', '\n']) == wanted && fs::metadata(&device).is_ok() {
                 return Some(device);
             }
         }
@@ -217,6 +227,10 @@ impl Agent {
             Kind::DISK => {
                 let serial = String::from_utf8(payload.to_vec())?;
                 self.tell(Kind::DISK_AT, find_disk(&serial).unwrap_or_default().as_bytes());
+            }
+            Kind::PORT => {
+                let name = String::from_utf8(payload.to_vec())?;
+                self.tell(Kind::PORT_AT, find_port(&name).unwrap_or_default().as_bytes());
             }
             Kind::KILL => {
                 if let Some(running) = &self.running {

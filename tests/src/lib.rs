@@ -7,10 +7,12 @@ pub mod domu;
 pub mod guests;
 pub mod images;
 pub mod log;
+pub mod net;
 pub mod parts;
 pub mod records;
 pub mod reference;
 pub mod told;
+pub mod traffic;
 pub mod transcript;
 
 /// The kernels tested: 5.10, 6.1, 6.12 and the newest, as their suites have them now.

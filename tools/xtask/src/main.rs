@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod command;
 mod disks;
+mod net;
 mod test;
 
 use anyhow::Result;
@@ -34,6 +35,8 @@ enum Commands {
     E2e(test::E2e),
     /// Guests with disks only: Debian's own systems, load, power cuts, errors, hot plug.
     Disks(disks::Options),
+    /// Guests on hvhost's network adapters only.
+    Net(net::Options),
     /// Benchmarks; `bench micro` is the yardstick.
     Bench {
         /// The benchmark and its options.
@@ -99,6 +102,7 @@ fn run(command: Commands) -> Result<()> {
         Commands::Test(options) => test::run(&options),
         Commands::E2e(options) => test::e2e(&options),
         Commands::Disks(options) => disks::disks(&options),
+        Commands::Net(options) => net::net(&options),
         Commands::Bench { rest } => {
             pontoon::setup::for_testing()?;
             bench::run(rest)

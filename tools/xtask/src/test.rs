@@ -2,6 +2,7 @@
 
 use crate::command::{cargo, cargo_command, run as run_command, workspace};
 use crate::disks;
+use crate::net;
 use anyhow::{Result, ensure};
 
 /// Options of `test`.
@@ -57,6 +58,10 @@ pub fn run(options: &Options) -> Result<()> {
         // One image and one kernel, but for the matrix.
         filter: (!options.matrix).then(|| "bookworm".into()),
         ..disks::Options::default()
+    })?;
+    net::net(&net::Options {
+        kernel: options.matrix.then(|| DISK_KERNELS.into()),
+        ..net::Options::default()
     })?;
     if options.matrix {
         return boots(&E2e {

@@ -13,6 +13,7 @@ pub mod blkif;
 pub mod grant_table;
 pub mod hyperv;
 pub mod netif;
+pub mod rndis;
 pub mod vmbus;
 pub mod xen;
 pub mod xenstore;

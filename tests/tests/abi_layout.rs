@@ -5,7 +5,7 @@ mod abi;
 
 use std::path::{Path, PathBuf};
 
-use abi::{Table, declared, hyperv, vmbus, workspace, xen};
+use abi::{Table, declared, hyperv, rndis, vmbus, workspace, xen};
 use anyhow::{Context, Result};
 use pontoon::{apt::Suite, cache};
 
@@ -58,6 +58,12 @@ fn vmbus_abi() {
     let stand_ins = tempfile::tempdir().expect("a temporary directory");
     let include = vmbus::include(stand_ins.path(), &headers);
     assert_same(&vmbus::table(), vmbus::PRELUDE, &include);
+}
+
+#[test]
+fn rndis_abi() {
+    let headers = kernel_headers().expect("the kernel headers of Debian 12");
+    assert_same(&rndis::table(), rndis::PRELUDE, &[headers.join("include")]);
 }
 
 /// A structure or code that is added to `xen-abi` is added to the table, too.

@@ -67,8 +67,6 @@ counters! {
     RxCompletionsDeferred = "rx_completions_deferred",
     /// Answers to nothing, and packets that are none.
     Bogus = "bogus",
-    /// Reports of the link.
-    LinkReports = "link_reports",
     /// Virtual functions offered; none is taken.
     VfRefused = "vf_refused",
     /// Times the conversation began.

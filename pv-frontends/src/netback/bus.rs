@@ -139,13 +139,7 @@ impl<D: NetDevice> Vif<D> {
     /// The frontend's state may have changed, or what it wants of groups.
     pub fn frontend_changed<P: Platform, S: Stores>(&self, env: &Env<'_, P>, stores: &S) {
         let mut bus = self.bus.lock();
-        let is_up = [XenbusState::CONNECTED, XenbusState::RECONFIGURED].contains(&bus.state);
-        if self.broken.load(Ordering::Acquire) {
-            self.disconnect(env);
-            if is_up {
-                self.set_state(&mut bus, stores, XenbusState::CLOSING);
-            }
-        }
+        self.close_broken(env, stores, &mut bus);
         let state = self.with_front(stores, |front| front.state()).unwrap_or(XenbusState::UNKNOWN);
         match state {
             // Also of a kernel that took over from one that closed nothing.
@@ -188,6 +182,19 @@ impl<D: NetDevice> Vif<D> {
             }
             // Nothing is due, or not yet: packets are still at the device.
             _ => {}
+        }
+        // By what it had in its rings when it connected.
+        self.close_broken(env, stores, &mut bus);
+    }
+
+    /// Lets go of a frontend that did what none does, and asks it to close.
+    fn close_broken<P: Platform, S: Stores>(&self, env: &Env<'_, P>, stores: &S, bus: &mut Bus) {
+        if !self.broken.load(Ordering::Acquire) {
+            return;
+        }
+        self.disconnect(env);
+        if [XenbusState::CONNECTED, XenbusState::RECONFIGURED].contains(&bus.state) {
+            self.set_state(bus, stores, XenbusState::CLOSING);
         }
     }
 

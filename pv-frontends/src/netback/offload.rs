@@ -15,7 +15,9 @@ use crate::net::{
 };
 
 /// Bytes of a packet that are looked at first: enough for nearly all.
-const FIRST_LOOK: usize = 96;
+const FIRST_LOOK: usize = 128;
+/// The longest header of TCP.
+const TCP_HEADER_BYTES: usize = 60;
 
 /// It.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +57,7 @@ fn headers<'a>(
         let count = copy(fragments, bytes.get_mut(..most)?);
         // What is cut off at the end of the packet is so for good.
         if let Some(found) = Headers::parse(bytes.get(..count)?)
-            && (found.csum_at().is_none_or(|at| usize::from(at) + 2 <= count) || count < most)
+            && (usize::from(found.l4) + TCP_HEADER_BYTES <= count || count < most)
         {
             return Some((found, bytes.get(..count)?));
         }

@@ -106,6 +106,18 @@ fn indices_that_cannot_be() {
     }
 }
 
+/// What is in the rings before the connection counts, too.
+#[test]
+fn closed_as_it_connects() {
+    let mut w = World::new(card(1));
+    w.vif.announce(&w.store).unwrap();
+    let mut front = front::set_up(&mut w, LINUX).0.pop().unwrap();
+    front.tx.put(&w, &[8, 0, 0, 0, 0, 0, 4, 0, 1, 0, 100, 0]);
+    assert!(front.tx.push(&w));
+    w.set_state(4);
+    is_closed(&mut w, front);
+}
+
 /// Packets that are at the card while the vif is closed.
 #[test]
 fn closed_with_packets_at_the_card() {

@@ -7,6 +7,7 @@ mod hostile;
 mod packet;
 mod random;
 mod receive;
+mod threads;
 mod transmit;
 mod world;
 

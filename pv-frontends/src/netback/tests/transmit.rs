@@ -209,6 +209,24 @@ fn long_headers() {
     assert_eq!(given.csum, csum);
 }
 
+/// Options of both headers, as long as they may be, with a tag in front.
+#[test]
+fn the_longest_of_tcp() {
+    let (mut w, mut front) = connected();
+    let mut bytes = Recipe { tag: Some(5), ..Recipe::tcp(3000) }.partial();
+    let mut tcp = bytes.split_off(38);
+    bytes[18] = 0x4f;
+    bytes.extend([1; 40]);
+    tcp[12] = 0xf0;
+    let payload = tcp.split_off(20);
+    bytes.extend(tcp);
+    bytes.extend([1; 40]);
+    bytes.extend(payload);
+    let given = sent(&mut w, &mut front, &Wish::gso(bytes, 1400, GsoType::TCPV4));
+    let csum = TxCsum::Partial { ip: Ip::V4, transport: Transport::Tcp, l3: 14, l4: 74 };
+    assert_eq!((given.csum, given.gso, given.vlan), (csum, Some(Gso { mss: 1400 }), Some(5)));
+}
+
 #[test]
 fn chains_that_are_wrong_cost_the_packet() {
     let (mut w, mut front) = connected();
@@ -267,6 +285,25 @@ fn a_busy_card_holds_the_queue_up() {
     for (size, given) in state.log.iter().enumerate() {
         assert_eq!(given.bytes, Recipe::tcp(size).complete(), "in order");
     }
+}
+
+/// A queue that has nothing at the card is told by those that have.
+#[test]
+fn a_card_that_is_busy_with_another_queue() {
+    let mut w = World::new(card(1));
+    w.vif.announce(&w.store).unwrap();
+    let (mut fronts, _) = connect_all(&mut w, Features { queues: 2, ..LINUX });
+    w.vif.device().state().room = 1;
+    for front in &mut fronts {
+        front.send(&mut w, &Wish::new(Recipe::tcp(front.queue.into()).complete()));
+        front.flush(&w);
+    }
+    assert_eq!(w.vif.device().state().log.len(), 1);
+    w.transmit(0, TxEnd::Sent);
+    w.settle();
+    assert_eq!(w.vif.device().state().log.len(), 2);
+    w.drain();
+    assert_eq!(statuses(&mut fronts[1], &mut w), [0]);
 }
 
 #[test]

@@ -26,6 +26,12 @@ pub trait RingMemory {
     fn load(&self, word: usize, order: Ordering) -> u32;
     /// Writes a word.
     fn store(&self, word: usize, value: u32, order: Ordering);
+    /// Reads words that follow each other, each once.
+    fn load_all(&self, first: usize, into: &mut [u32]) {
+        for (word, to) in (first..).zip(into) {
+            *to = self.load(word, Ordering::Relaxed);
+        }
+    }
     /// A full barrier.
     fn barrier(&self);
 }
@@ -43,6 +49,19 @@ impl RingMemory for Pages {
         if let Some(page) = self.0.get(word / WORDS_PER_PAGE) {
             page.words[word % WORDS_PER_PAGE].store(value, order);
         }
+    }
+    fn load_all(&self, first: usize, into: &mut [u32]) {
+        let (mut nr, mut at) = (first / WORDS_PER_PAGE, first % WORDS_PER_PAGE);
+        let mut left = into;
+        while let Some(page) = self.0.get(nr).filter(|_| !left.is_empty()) {
+            let words = page.words.get(at..).unwrap_or_default();
+            let (now, rest) = left.split_at_mut(words.len().min(left.len()));
+            for (to, word) in now.iter_mut().zip(words) {
+                *to = word.load(Ordering::Relaxed);
+            }
+            (left, nr, at) = (rest, nr + 1, 0);
+        }
+        left.fill(0);
     }
     fn barrier(&self) {
         fence(Ordering::SeqCst);
@@ -120,9 +139,8 @@ impl<M: RingMemory> BackRing<M> {
     /// [`Self::waiting`] said there is one.
     pub fn take(&mut self, into: &mut [u32]) {
         let at = self.position(self.req_cons);
-        for (word, to) in into.iter_mut().take(self.entry_words).enumerate() {
-            *to = self.memory.load(at + word, Ordering::Relaxed);
-        }
+        let count = into.len().min(self.entry_words);
+        self.memory.load_all(at, into.get_mut(..count).unwrap_or_default());
         self.req_cons = self.req_cons.wrapping_add(1);
     }
 

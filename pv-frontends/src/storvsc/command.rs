@@ -30,12 +30,12 @@ pub(super) enum Direction {
 
 impl Cdb {
     fn new<T: IntoBytes + Immutable>(command: &T) -> Self {
+        const { assert!(size_of::<T>() <= CDB_BYTES) };
         let mut bytes = [0; CDB_BYTES];
-        let from = command.as_bytes();
-        for (to, from) in bytes.iter_mut().zip(from) {
-            *to = *from;
+        if let Some(to) = bytes.get_mut(..size_of::<T>()) {
+            to.copy_from_slice(command.as_bytes());
         }
-        Self { bytes, length: from.len().min(CDB_BYTES) as u8 }
+        Self { bytes, length: size_of::<T>() as u8 }
     }
 
     /// Its bytes.
@@ -174,8 +174,8 @@ pub(super) fn execute(
         timeout_s: TIMEOUT_S,
         ..ScsiRequest::new_zeroed()
     };
-    for (to, from) in request.payload.iter_mut().zip(cdb.bytes) {
-        *to = from;
+    if let Some(to) = request.payload.first_chunk_mut() {
+        *to = cdb.bytes;
     }
     let mut bytes = [0; PACKET_BYTES_MAX];
     put(&mut bytes, 0, &header(Operation::EXECUTE_SRB));
@@ -188,8 +188,8 @@ fn header(operation: Operation) -> Header {
 }
 
 fn put<T: IntoBytes + Immutable>(bytes: &mut [u8], at: usize, value: &T) {
-    for (to, from) in bytes.iter_mut().skip(at).zip(value.as_bytes()) {
-        *to = *from;
+    if let Some(to) = bytes.get_mut(at..at + size_of::<T>()) {
+        to.copy_from_slice(value.as_bytes());
     }
 }
 

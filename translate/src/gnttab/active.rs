@@ -509,7 +509,7 @@ impl Grants<'_> {
     ///
     /// # Errors
     /// As there.
-    #[inline]
+    #[inline(always)]
     pub fn access<P: Platform>(
         &self,
         plat: &P,
@@ -519,8 +519,19 @@ impl Grants<'_> {
         let is_l4 = |mfn| write && self.may_be_l4(mfn);
         match self.table.acquire_plain(plat, gref, Plain::of(write), is_l4) {
             Some(mfn) => Ok(Access { mfn, offset: 0, len: PAGE_SIZE as u16 }),
-            None => self.table.acquire(self.dom, plat, gref, backend(write, false)),
+            None => self.access_any(plat, gref, write),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn access_any<P: Platform>(
+        &self,
+        plat: &P,
+        gref: GrantRef,
+        write: bool,
+    ) -> Result<Access, GrantStatus> {
+        self.table.acquire(self.dom, plat, gref, backend(write, false))
     }
 
     #[inline(always)]
@@ -563,11 +574,16 @@ impl Grants<'_> {
     }
 
     /// See [`release`].
-    #[inline]
+    #[inline(always)]
     pub fn release(&self, gref: GrantRef, write: bool) {
-        if self.table.unpin_plain(gref, Plain::of(write)) {
-            return;
+        if !self.table.unpin_plain(gref, Plain::of(write)) {
+            self.release_any(gref, write);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn release_any(&self, gref: GrantRef, write: bool) {
         self.table.unpin(gref, backend(write, false).pins, write);
     }
 }

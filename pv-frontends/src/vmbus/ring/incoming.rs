@@ -211,9 +211,13 @@ impl<M: RingMemory> Packet<'_, M> {
         }
         let there = self.payload_bytes().saturating_sub(offset).min(into.len());
         let begin = usize::from(self.descriptor.data_offset8) * 8 + offset;
-        for (nr, chunk) in into.get_mut(..there).unwrap_or_default().chunks_mut(8).enumerate() {
-            let word = self.word(begin / 8 + nr).to_le_bytes();
-            for (to, from) in chunk.iter_mut().zip(word) {
+        let (words, rest) = into.get_mut(..there).unwrap_or_default().as_chunks_mut::<8>();
+        let behind = begin / 8 + words.len();
+        for (nr, word) in (begin / 8..).zip(words) {
+            *word = self.word(nr).to_le_bytes();
+        }
+        if !rest.is_empty() {
+            for (to, from) in rest.iter_mut().zip(self.word(behind).to_le_bytes()) {
                 *to = from;
             }
         }

@@ -311,14 +311,20 @@ impl<M: RingMemory> Cursor<'_, M> {
         self.put_bytes(value.as_bytes());
     }
 
+    fn words(&mut self, words: &[u64]) {
+        self.memory.write_words(self.at, words);
+        self.at = advance(self.at, words.len() as u32 * 8, self.bytes);
+    }
+
     fn put_bytes(&mut self, bytes: &[u8]) {
-        let mut chunks = bytes.chunks_exact(8);
-        for chunk in &mut chunks {
-            if let Ok(chunk) = <[u8; 8]>::try_from(chunk) {
-                self.word(u64::from_le_bytes(chunk));
+        let (chunks, rest) = bytes.as_chunks::<8>();
+        for some in chunks.chunks(8) {
+            let mut words = [0; 8];
+            for (word, chunk) in words.iter_mut().zip(some) {
+                *word = u64::from_le_bytes(*chunk);
             }
+            self.words(words.get(..some.len()).unwrap_or_default());
         }
-        let rest = chunks.remainder();
         if !rest.is_empty() {
             let mut last = [0; 8];
             for (to, from) in last.iter_mut().zip(rest) {
@@ -353,8 +359,7 @@ impl<M: RingMemory> Cursor<'_, M> {
             }
             External::Frames { offset, bytes, gpfns } => {
                 self.range(*offset, *bytes);
-                self.memory.write_words(self.at, gpfns);
-                self.at = advance(self.at, gpfns.len() as u32 * 8, self.bytes);
+                self.words(gpfns);
             }
         }
     }

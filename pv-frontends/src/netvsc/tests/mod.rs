@@ -5,6 +5,7 @@ mod link;
 mod malformed;
 mod random;
 mod receive;
+mod threads;
 mod transmit;
 
 use alloc::boxed::Box;
@@ -202,6 +203,23 @@ impl Bench {
             offset: at as u16,
             len: bytes.len() as u16,
         }
+    }
+
+    /// Takes the card's channels back, and offers them again.
+    fn offer_again(&mut self) {
+        let bus = Arc::clone(&self.bus);
+        for id in self.host.sub_channels() {
+            self.host.rescind(&bus, id);
+        }
+        let primary = self.host.primary;
+        self.host.rescind(&bus, primary);
+        self.host.server.offers.clear();
+        self.run();
+        let next = if primary == PRIMARY { PRIMARY + 1 } else { PRIMARY };
+        self.host.primary = next;
+        self.host.server.offer(next, interface::NETWORK, 1, 0);
+        self.host.server.announce(&bus, next);
+        self.run();
     }
 
     /// Nothing of anybody's is left anywhere.

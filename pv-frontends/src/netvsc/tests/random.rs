@@ -156,7 +156,7 @@ impl World {
                 self.bench.nic().set_mtu(*mtu).expect("it is within bounds");
                 self.bench.run();
             }
-            Act::Rescind => self.again(),
+            Act::Rescind => self.bench.offer_again(),
             Act::Corrupt(channel) => {
                 let channel = self.channel(*channel);
                 if self.bench.host.server.channels.contains_key(&channel) {
@@ -173,23 +173,6 @@ impl World {
     fn has_primary(&self) -> bool {
         let primary = self.bench.host.primary;
         self.bench.host.server.channels.contains_key(&primary)
-    }
-
-    /// Takes the card's channels back, and offers them again.
-    fn again(&mut self) {
-        let bus = Arc::clone(&self.bench.bus);
-        for id in self.bench.host.sub_channels() {
-            self.bench.host.rescind(&bus, id);
-        }
-        let primary = self.bench.host.primary;
-        self.bench.host.rescind(&bus, primary);
-        self.bench.host.server.offers.clear();
-        self.bench.run();
-        let next = if primary == PRIMARY { PRIMARY + 1 } else { PRIMARY };
-        self.bench.host.primary = next;
-        self.bench.host.server.offer(next, interface::NETWORK, 1, 0);
-        self.bench.host.server.announce(&bus, next);
-        self.bench.run();
     }
 
     fn submit(&mut self, queue: u32, len: usize, cuts: &[usize], offload: bool) {
@@ -238,7 +221,7 @@ impl World {
             self.bench.pass(100_000_000_000);
             self.check();
             if round == 0 {
-                self.again();
+                self.bench.offer_again();
             }
         }
         prop_assert!(self.out.is_empty(), "{:?}", self.out);

@@ -11,7 +11,8 @@
 //! options ── machine ──┬── memory, boot/{pvh,linux64,bzimage}, acpi
 //!                      ├── cpuid, features, msrs, synic   (what the guest sees of Hyper-V)
 //!                      ├── vcpu (one thread each) ── ports ── serial, rtc, pm ── ioapic
-//!                      ├── vmbus (one thread for each open channel) ── storvsp
+//!                      ├── vmbus (one thread for each open channel) ──┬── storvsp
+//!                      │                                              └── netvsp ── net
 //!                      └── stats, exit
 //! ```
 

@@ -7,6 +7,7 @@
 //! - [`image`]: the kernel inside a guest's disk image;
 //! - [`artefact`]: the project's own programs, found or built;
 //! - [`kvm`], [`nested`], [`qemu`], [`xen`]: the places a guest can run in;
+//! - [`plug`], [`wire`]: disks and networks of guests in the emulated machine;
 //! - [`host`]: choosing one of them and running a [`host::Machine`] there.
 
 pub mod apt;

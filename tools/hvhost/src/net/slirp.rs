@@ -45,9 +45,11 @@ impl Slirp {
         if let Some(stdout) = me.0.stdout.take() {
             BufReader::new(stdout).read_line(&mut greeting)?;
         }
+        // What it says later is lost, and cannot hold it up.
+        let stderr = me.0.stderr.take();
         if !greeting.contains("QMP") {
             let mut errors = String::new();
-            if let Some(mut stderr) = me.0.stderr.take() {
+            if let Some(mut stderr) = stderr {
                 stderr.read_to_string(&mut errors)?;
             }
             bail!("user network: {}", complaint(&errors));

@@ -20,7 +20,7 @@ use hv_abi::netvsc::nvsp::{
 use hv_abi::netvsc::ppi::{LargeSend, PerPacketInfo, PpiType, TxChecksum};
 use hv_abi::netvsc::rndis::{self, Body as _, IndicateStatus, Initialize, Set, SetComplete};
 use hv_abi::vmbus::packet::{GpaDirectHeader, TransferPageHeader, TransferPageRange};
-use hv_abi::vmbus::{ChannelId, GpaRange, PacketType};
+use hv_abi::vmbus::{ChannelId, GpaRange, PacketType, RescindChannelOffer};
 use std::os::unix::net::UnixStream;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -434,4 +434,28 @@ fn several_channels() {
     let refused = lab.guest.receive(&mut third);
     assert_eq!(refused.payload()[..4], [0; 4], "the primary channel's business");
     assert_eq!(lab.nic.facts().2, 2);
+}
+
+#[test]
+fn what_was_sent_is_completed_when_it_is_taken_away() {
+    let mut lab = lab(1, true);
+    lab.begin(Version::V6_1, 1514);
+    let frame = data(&to_guest(10), &[]);
+    lab.guest.memory.write_slice(&frame, GuestAddress(SEND.0 * 4096)).unwrap();
+    let body = SendRndisPacket {
+        channel_type: ChannelType::DATA,
+        section: 0,
+        section_bytes: frame.len() as u32,
+    };
+    let message = Message::new(&body);
+    for _ in 0..3 {
+        lab.guest.send(&mut lab.primary, PacketType::IN_BAND, true, &[], message.as_bytes());
+    }
+    lab.guest.bus.revoke(0);
+    lab.guest.send(&mut lab.primary, PacketType::IN_BAND, true, &[], message.as_bytes());
+    for _ in 0..4 {
+        let packet = lab.guest.receive(&mut lab.primary);
+        assert_eq!((packet.kind(), packet.payload()[4]), (PacketType::COMPLETION, 1));
+    }
+    assert_eq!(lab.guest.message::<RescindChannelOffer>().channel_id, ChannelId(1));
 }

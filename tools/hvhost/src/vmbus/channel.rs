@@ -164,6 +164,15 @@ impl Channel {
         Ok(self.incoming.next(packet)?)
     }
 
+    /// As [`Self::receive`], also when the worker was asked to end: for what a guest waits
+    /// for before it closes a channel that is taken away.
+    ///
+    /// # Errors
+    /// The ring is broken.
+    pub fn receive_rest(&mut self, packet: &mut Packet) -> Result<bool, ChannelError> {
+        Ok(self.incoming.next(packet)?)
+    }
+
     /// Sends a packet; the guest sees it at the next [`Self::flush`]. Waits for
     /// room where there is none.
     ///

@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use hvhost::net::{Backend, Frame, Stream, Tap};
 use pontoon::initramfs::{self, Extra};
 use pontoon::kernel::Kernel;
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -22,8 +21,8 @@ const MODULES: [&str; 3] = ["hv_vmbus", "hv_netvsc", "8021q"];
 /// Built into some kernels.
 const PACKET_SOCKETS: &str = "af_packet";
 
-/// Programs busybox has not, or not as well.
-const PROGRAMS: [&str; 2] = ["/sbin/ethtool", "/sbin/ip"];
+/// What busybox has not.
+const PROGRAM: &str = "/sbin/ethtool";
 
 /// The initramfs.
 pub fn initramfs(kernel: &Kernel) -> Result<Vec<u8>> {
@@ -32,13 +31,9 @@ pub fn initramfs(kernel: &Kernel) -> Result<Vec<u8>> {
     let modules: Vec<_> = MODULES.into_iter().chain(packets).collect();
     let mut extras = parts::drivers(kernel, &modules)?;
     extras.push(Extra { name: "sbin/traffic".into(), data: read(&guests::program("traffic")?)? });
-    let mut libraries = BTreeSet::new();
-    for program in PROGRAMS {
-        let name = program.trim_start_matches('/').to_owned();
-        extras.push(Extra { name, data: read(Path::new(program))? });
-        libraries.extend(parts::libraries_of(program)?);
-    }
-    for library in libraries {
+    let name = PROGRAM.trim_start_matches('/').to_owned();
+    extras.push(Extra { name, data: read(Path::new(PROGRAM))? });
+    for library in parts::libraries_of(PROGRAM)? {
         let name = library.to_string_lossy().trim_start_matches('/').to_owned();
         extras.push(Extra { name, data: read(&library)? });
     }

@@ -134,7 +134,8 @@ fn faults(lab: &mut Lab, spec: &str) -> Result<()> {
         "op=read,sectors=2048-2055,error",
         "op=write,sectors=4096-4103,error",
         "op=write,sectors=4160-4223,error",
-        "op=read,sectors=6200,error,times=1",
+        // Once where it is part of what blkback put together, once alone.
+        "op=read,sectors=6200,error,times=2",
         "op=read,sectors=8192,delay=3000,times=1",
         "op=read,sectors=10240-10751,short,times=1",
         "op=write,sectors=12288-12799,short,times=1",

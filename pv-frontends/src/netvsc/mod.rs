@@ -14,8 +14,10 @@
 //! Transmission is by the guest's own pages, or by copies of small packets. The pages are the
 //! guest's again when the host has answered, or has let the channel go.
 //!
-//! Lock order: a queue's receiving end, the card's conversation, its queues, a queue's sending end,
-//! then what VMBus has. Of these only the receiving end is held while the [`Sink`] is called.
+//! Lock order: a queue's receiving end, the reading ring, the card's conversation, its queues, a
+//! queue's sending end, the writing ring. Of these only the first two are held while the [`Sink`] is
+//! called. The bus's own lock comes before the rings: what takes it (opening, closing, GPADLs, pages
+//! to be freed) is called with none of these held.
 
 mod card;
 mod config;

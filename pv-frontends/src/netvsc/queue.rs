@@ -222,7 +222,10 @@ impl Queue {
         let mut tx = self.tx.lock();
         tx.drain(&self.counters, |tag| tags.push(tag));
         tx.set_session(None);
-        tx.free_pages(bus);
+        let pages = tx.gpfns();
+        drop(tx);
+        // Not under the lock: whoever has the bus's may wait for a ring, and its reader for this.
+        bus.free_later(pages);
         tags
     }
 

@@ -106,8 +106,9 @@ impl Tx {
         self.session = session;
     }
 
-    pub(super) fn free_pages<H: Hypervisor>(&self, bus: &VmBus<H>) {
-        self.pages.free(bus);
+    /// The pages of its slots, to be given back.
+    pub(super) fn gpfns(&self) -> Box<[u64]> {
+        self.pages.gpfns()
     }
 
     /// Someone waits for room: there may be some.

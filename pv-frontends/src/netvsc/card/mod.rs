@@ -300,10 +300,11 @@ impl Card {
             // Whoever changes it after this sees the queue.
             queue.set_session(self.session.read().clone());
         }
+        // Not under the lock: whoever has the bus's may wait for a ring, and its reader for this.
+        let old_bus = bus.version().is_some_and(|version| version < Version::V4_0);
         let mut machine = self.machine.lock();
         if is_primary {
             self.counters.add_shared(Counter::Sessions, 1);
-            let old_bus = bus.version().is_some_and(|version| version < Version::V4_0);
             machine.opened(old_bus);
         }
         machine.queue_changed(index, true);

@@ -4,7 +4,11 @@ use hv_abi::netvsc::Oid;
 use hv_abi::netvsc::ndis::OffloadParameters;
 use hv_abi::netvsc::nvsp::MessageType;
 use hv_abi::netvsc::rndis::Status;
-use hv_abi::vmbus::{MessageType as BusMessage, NtStatus, Version as BusVersion};
+use hv_abi::vmbus::gpadl::GpadlTeardown;
+use hv_abi::vmbus::{
+    ChannelId, ConnectionId, ControlMessage, MessageType as BusMessage, NtStatus,
+    Version as BusVersion,
+};
 use zerocopy::FromBytes;
 
 use super::host::rss_table;
@@ -147,7 +151,7 @@ fn sub_channels_that_are_refused_or_never_come() {
     assert!(!bench.driver.is_settled());
     bench.host.server.ignore.clear();
     while let Some(message) = bench.host.server.ignored.pop() {
-        bench.host.server.answer(&bench.bus, hv_abi::vmbus::ConnectionId(0x1234), &message);
+        bench.host.server.answer(&bench.bus, ConnectionId(0x1234), &message);
     }
     bench.run();
     assert!(bench.driver.is_settled());
@@ -168,7 +172,7 @@ fn late_sub_channels_are_told() {
     bench.host.server.ignore.clear();
     let ignored = core::mem::take(&mut bench.host.server.ignored);
     for message in ignored {
-        bench.host.server.answer(&bench.bus, hv_abi::vmbus::ConnectionId(0x1234), &message);
+        bench.host.server.answer(&bench.bus, ConnectionId(0x1234), &message);
     }
     bench.pass(6 * SECOND);
     bench.pass(6 * SECOND);
@@ -219,6 +223,33 @@ fn another_mtu_begins_anew() {
     assert_eq!(bench.host.sent.last().map(|sent| sent.bytes.len()), Some(3000));
     assert_eq!(bench.got()[0].bytes, more);
     bench.assert_idle();
+}
+
+#[test]
+fn sub_channels_end_before_the_card_begins_anew() {
+    let mut bench = Bench::ready_with(queues(2), |_| {});
+    let sub = ChannelId(bench.host.sub_channels()[0]);
+    bench.host.server.ignore.push(BusMessage::GPADL_TEARDOWN);
+    bench.nic().set_mtu(4000).expect("it can");
+    bench.run();
+    let answer = |bench: &mut Bench, of_sub: bool| {
+        bench.host.server.ignore.clear();
+        let ignored = core::mem::take(&mut bench.host.server.ignored);
+        for message in ignored {
+            let teardown = GpadlTeardown::parse(&message).expect("it is one");
+            if (teardown.channel_id == sub) == of_sub {
+                bench.host.server.answer(&bench.bus, ConnectionId(0x1234), &message);
+            } else {
+                bench.host.server.ignored.push(message);
+            }
+        }
+        bench.run();
+    };
+    answer(&mut bench, false);
+    assert_eq!(bench.count(Counter::Sessions), 1);
+    answer(&mut bench, true);
+    assert!(bench.driver.is_settled());
+    assert_eq!((bench.count(Counter::Sessions), bench.nic().info().mtu), (2, 4000));
 }
 
 #[test]

@@ -192,6 +192,15 @@ fn an_answer_is_believed_once() {
         assert_eq!(bench.notes.ended.lock().len(), expected);
     }
     assert_eq!(bench.count(Counter::Bogus), 1);
+    // The slot's next packet has another number.
+    bench.nic().submit(0, &plain(&fragments), Tag(2));
+    bench.nic().commit(0);
+    bench.run();
+    bench.host.raw(&bench.bus, PRIMARY, PacketType::COMPLETION, id, &[], &answer);
+    assert_eq!(bench.notes.ended.lock().len(), 1);
+    bench.host.raw(&bench.bus, PRIMARY, PacketType::COMPLETION, 2 << 32, &[], &answer);
+    assert_eq!(bench.ended().last(), Some(&(0, 2, TxEnd::Sent)));
+    bench.assert_idle();
 }
 
 #[test]

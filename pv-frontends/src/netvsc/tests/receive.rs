@@ -229,3 +229,28 @@ fn nothing_is_handed_out_before_the_card_is_known() {
     let cards = bench.driver.cards();
     assert_eq!(cards[0].count(Counter::RxDropped), 1);
 }
+
+#[test]
+fn no_packet_is_longer_than_ip_allows() {
+    let large = Config { receive_buffer_bytes: 128 << 10, ..config() };
+    let mut bench = Bench::ready_with(large, |_| {});
+    let bytes = frame(1638, 1);
+    for (count, comes) in [(40, true), (41, false)] {
+        let infos: Vec<_> = (1..=count)
+            .map(|nr| match nr {
+                1 => [part(1, PacketId::FIRST)],
+                nr if nr == count => [part(1, PacketId::LAST)],
+                _ => [part(1, 0)],
+            })
+            .collect();
+        let frames: Vec<host::Frame<'_>> =
+            infos.iter().map(|info| (&bytes[..], &info[..])).collect();
+        assert!(bench.host.receive(&bench.bus, PRIMARY, &frames));
+        bench.run();
+        let got: Vec<_> = bench.got().iter().map(|got| got.bytes.len()).collect();
+        assert_eq!(got, if comes { vec![40 * 1638] } else { vec![] });
+        let status = bench.host.completions.last().map(|c| c.1);
+        assert_eq!(status, Some(if comes { 1 } else { 2 }));
+    }
+    bench.assert_idle();
+}

@@ -228,15 +228,16 @@ fn drop_front(fragments: &mut Fragments, count: u16) {
     });
 }
 
-/// Cuts an 802.1Q tag out, where it lies in the first fragment; the tag.
+/// Cuts an 802.1Q tag out; the tag.
 fn cut_tag(fragments: &mut Fragments) -> Option<u16> {
     let mut bytes = [0; ETHERNET_HEADER_BYTES as usize + VLAN_TAG_BYTES as usize - 2];
     let addresses = ETHERNET_HEADER_BYTES as u16 - 2;
-    if usize::from(fragments.first()?.len) < bytes.len() || fragments.is_full() {
+    // The first has an Ethernet header at least.
+    if fragments.first()?.len < addresses || fragments.is_full() {
         return None;
     }
-    copy(fragments, &mut bytes);
-    let tag = vlan_tag(&bytes)?;
+    let count = copy(fragments, &mut bytes);
+    let tag = vlan_tag(bytes.get(..count)?)?;
     let first = *fragments.first()?;
     drop_front(fragments, bytes.len() as u16);
     fragments.insert(0, TxFragment { len: addresses, ..first });

@@ -1,5 +1,6 @@
 //! A vif between a fake netfront and a fake card.
 
+mod card;
 mod ctrl;
 mod front;
 mod handshake;
@@ -15,9 +16,10 @@ use std::vec::Vec;
 
 use super::*;
 use crate::net::NetInfo;
+use card::{Frame, card};
 use front::{Features, Front, LINUX, Wish, connect_all};
 use packet::Recipe;
-use world::{Frame, World, card};
+use world::World;
 
 /// A world with a vif announced and a frontend of one queue connected.
 fn connected_as(info: NetInfo, features: Features) -> (World, Front) {

@@ -8,7 +8,7 @@ use super::*;
 use crate::net::{Gso, Ip, Transport, TxCsum, TxOffloads, TxRefusal};
 
 /// Sends a packet and gives what the card was given.
-fn sent(w: &mut World, front: &mut Front, wish: &Wish) -> world::Sent {
+fn sent(w: &mut World, front: &mut Front, wish: &Wish) -> card::Sent {
     front.send(w, wish);
     front.flush(w);
     w.drain();
@@ -75,8 +75,10 @@ fn partial_checksums() {
             for tag in [None, Some(0x2005)] {
                 let recipe = Recipe { tag, ..Recipe::new(ip, transport, 777) };
                 let (mut w, mut front) = connected();
-                let given = sent(&mut w, &mut front, &Wish::partial(recipe.partial()));
-                // A tag is cut out.
+                // A tag is cut out, also one that is in two slots.
+                let cuts = std::vec![15, 17];
+                let wish = Wish { cuts, ..Wish::partial(recipe.partial()) };
+                let given = sent(&mut w, &mut front, &wish);
                 let plain = Recipe { tag: None, ..recipe.clone() };
                 let (l3, l4) = (plain.l3() as u16, plain.l4() as u16);
                 assert_eq!(given.csum, TxCsum::Partial { ip, transport, l3, l4 });
@@ -285,6 +287,47 @@ fn a_busy_card_holds_the_queue_up() {
     for (size, given) in state.log.iter().enumerate() {
         assert_eq!(given.bytes, Recipe::tcp(size).complete(), "in order");
     }
+}
+
+/// The card has room again before its being busy was noted: nobody will say so once more.
+#[test]
+fn a_card_that_was_busy_a_moment_ago() {
+    let (mut w, mut front) = connected();
+    w.vif.device().state().busy_once = true;
+    front.send(&mut w, &Wish::new(Recipe::tcp(10).complete()));
+    front.flush(&w);
+    assert_eq!(w.vif.device().state().log.len(), 1);
+    w.drain();
+    assert_eq!(statuses(&mut front, &mut w), [0]);
+}
+
+/// Grants of version 2 may be of parts of pages.
+#[test]
+fn parts_of_pages() {
+    let mut w = World::new(card(1));
+    w.use_version_2();
+    w.vif.announce(&w.store).unwrap();
+    let mut front = connect_all(&mut w, LINUX).0.pop().unwrap();
+    let bytes = Recipe::tcp(100).complete();
+    for (offset, len, status) in [(200, 154, 0), (201, 153, -1), (0, 353, -1), (199, 155, 0)] {
+        let wish = Wish { offset: 200, ..Wish::new(bytes.clone()) };
+        let ids = front.send(&mut w, &wish);
+        w.cut(front.sent[&ids[0]].0, offset, len);
+        front.flush(&w);
+        w.drain();
+        assert_eq!(statuses(&mut front, &mut w), [status], "{len} from {offset}");
+    }
+    assert_eq!(w.vif.device().state().log.len(), 2);
+    // What is received wants whole pages.
+    front.post(&mut w, 2);
+    w.cut(w.last_grant(), 0, 2000);
+    front.flush_rx(&w);
+    for _ in 0..2 {
+        w.arrive(0, Frame::new(bytes.clone()));
+    }
+    w.pump();
+    let failed: Vec<_> = front.poll(&mut w).iter().map(|got| got.failed).collect();
+    assert_eq!(failed, [false, true]);
 }
 
 /// A queue that has nothing at the card is told by those that have.

@@ -297,6 +297,11 @@ impl Device for Nic {
         Offer { message, monitored: self.parts.monitored }
     }
 
+    /// Linux waits for the completions of what it has sent before it lets a channel go.
+    fn answers_to_the_end(&self) -> bool {
+        true
+    }
+
     fn run(&self, channel: &mut Channel) {
         let number = channel.sub_channel;
         let Some(lane) = self.lanes.get(usize::from(number)) else { return };

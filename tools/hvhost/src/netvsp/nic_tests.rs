@@ -19,6 +19,7 @@ use hv_abi::netvsc::nvsp::{
 };
 use hv_abi::netvsc::ppi::{LargeSend, PerPacketInfo, PpiType, TxChecksum};
 use hv_abi::netvsc::rndis::{self, Body as _, IndicateStatus, Initialize, Set, SetComplete};
+use hv_abi::vmbus::message::{CloseChannel, RelidReleased};
 use hv_abi::vmbus::packet::{GpaDirectHeader, TransferPageHeader, TransferPageRange};
 use hv_abi::vmbus::{ChannelId, GpaRange, PacketType, RescindChannelOffer};
 use std::os::unix::net::UnixStream;
@@ -448,14 +449,34 @@ fn what_was_sent_is_completed_when_it_is_taken_away() {
         section_bytes: frame.len() as u32,
     };
     let message = Message::new(&body);
-    for _ in 0..3 {
-        lab.guest.send(&mut lab.primary, PacketType::IN_BAND, true, &[], message.as_bytes());
-    }
+    lab.set(Oid::GEN_CURRENT_PACKET_FILTER, &[1, 0, 0, 0]);
     lab.guest.bus.revoke(0);
-    lab.guest.send(&mut lab.primary, PacketType::IN_BAND, true, &[], message.as_bytes());
+    assert_eq!(lab.guest.message::<RescindChannelOffer>().channel_id, ChannelId(1));
+    // The same adapter is told of when this one is done with.
+    lab.guest.bus.offer(lab.nic.clone()).unwrap();
+    while lab.nic.facts().2 != 0 {
+        thread::yield_now();
+    }
+    lab.wire.send(&Frame::plain(to_guest(9))).unwrap();
     for _ in 0..4 {
+        lab.guest.send(&mut lab.primary, PacketType::IN_BAND, true, &[], message.as_bytes());
         let packet = lab.guest.receive(&mut lab.primary);
         assert_eq!((packet.kind(), packet.payload()[4]), (PacketType::COMPLETION, 1));
     }
-    assert_eq!(lab.guest.message::<RescindChannelOffer>().channel_id, ChannelId(1));
+    let channel_id = ChannelId(1);
+    lab.guest.post(&CloseChannel { channel_id, ..CloseChannel::empty() });
+    lab.guest.post(&RelidReleased { channel_id, ..RelidReleased::empty() });
+    let offer: OfferChannel = lab.guest.message();
+    assert_ne!(offer.channel_id, channel_id);
+    // Again, and this time the guest does not even close it.
+    lab.primary = lab.guest.open(offer.channel_id, 0x500, 8);
+    assert_eq!(lab.init(Version::V6_1), Status::SUCCESS);
+    lab.guest.bus.revoke(1);
+    assert_eq!(lab.guest.message::<RescindChannelOffer>().channel_id, offer.channel_id);
+    lab.guest.bus.offer(lab.nic.clone()).unwrap();
+    lab.guest.post(&RelidReleased { channel_id: offer.channel_id, ..RelidReleased::empty() });
+    let third: OfferChannel = lab.guest.message();
+    lab.primary = lab.guest.open(third.channel_id, 0x600, 8);
+    assert_eq!(lab.init(Version::V6_1), Status::SUCCESS);
+    assert_eq!(lab.guest.counters.report("", None).vmbus_malformed, 0);
 }

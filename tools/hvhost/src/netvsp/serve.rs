@@ -20,16 +20,12 @@ use hv_abi::vmbus::packet::{TransferPageHeader, TransferPageRange};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
-use std::time::{Duration, Instant};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Guest packets taken before frames for it have their turn.
 const TURN: usize = 64;
 /// Most frames in one packet to the guest.
 const BATCH: usize = 16;
-/// A guest that has sent nothing for so long is taken to have seen that nobody serves it.
-const QUIET: Duration = Duration::from_millis(20);
 /// Most bytes a guest may send in one packet.
 const SENT_BYTES_MAX: usize = 256 << 10;
 
@@ -57,32 +53,6 @@ impl<'a> Worker<'a> {
 
     /// Serves until it is asked to end.
     pub fn serve(&mut self) -> Result<(), ChannelError> {
-        match self.serve_on() {
-            Err(ChannelError::Stopped) => self.finish(),
-            other => other,
-        }
-    }
-
-    /// Completes what the guest has sent. Linux waits for that before it lets a channel go
-    /// that is taken away, and then there is nobody to do it. Without frames for it, which
-    /// have ended, it soon sends nothing any more.
-    fn finish(&mut self) -> Result<(), ChannelError> {
-        let mut packet = Packet::default();
-        let (begin, mut last) = (Instant::now(), Instant::now());
-        while last.elapsed() < QUIET && begin.elapsed() < QUIET * 25 {
-            if self.channel.receive_rest(&mut packet)? {
-                self.packet(&packet)?;
-                last = Instant::now();
-            } else {
-                self.channel.flush();
-                thread::sleep(QUIET / 10);
-            }
-        }
-        self.channel.flush();
-        Err(ChannelError::Stopped)
-    }
-
-    fn serve_on(&mut self) -> Result<(), ChannelError> {
         let mut packet = Packet::default();
         loop {
             for _ in 0..TURN {
@@ -95,8 +65,13 @@ impl<'a> Worker<'a> {
             if self.number == 0 {
                 self.say(&path)?;
             }
-            self.lane.take(&mut self.waiting);
-            self.deliver(&path)?;
+            if self.channel.is_withdrawn() {
+                self.lane.close();
+                self.waiting.clear();
+            } else {
+                self.lane.take(&mut self.waiting);
+                self.deliver(&path)?;
+            }
             self.channel.wait()?;
         }
     }

@@ -29,6 +29,8 @@ pub enum Action {
     Open(Opening),
     /// Stop a channel's worker; when it has ended, say `Server::closed`.
     Close(ChannelId),
+    /// A channel is taken away: its worker answers, and does nothing else any more.
+    Withdraw(ChannelId),
     /// Interrupt another virtual processor from now on.
     Retarget(ChannelId, u32),
     /// The guest's monitor page, or none any more.

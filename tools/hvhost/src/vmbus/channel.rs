@@ -68,6 +68,7 @@ impl ChannelCounters {
 pub struct Waker {
     event: EventFd,
     stop: AtomicBool,
+    withdrawn: AtomicBool,
     /// Wakes that were not the guest's.
     own: AtomicU64,
     target_vp: AtomicU32,
@@ -82,6 +83,7 @@ impl Waker {
         Ok(Self {
             event: EventFd::new(EFD_CLOEXEC)?,
             stop: AtomicBool::new(false),
+            withdrawn: AtomicBool::new(false),
             own: AtomicU64::new(0),
             target_vp: AtomicU32::new(target_vp),
         })
@@ -108,6 +110,12 @@ impl Waker {
     /// Asks the worker to end.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Tells the worker that its device is taken away.
+    pub fn withdraw(&self) {
+        self.withdrawn.store(true, Ordering::SeqCst);
         self.wake();
     }
 
@@ -161,15 +169,6 @@ impl Channel {
         if self.waker.is_stopped() {
             return Err(ChannelError::Stopped);
         }
-        Ok(self.incoming.next(packet)?)
-    }
-
-    /// As [`Self::receive`], also when the worker was asked to end: for what a guest waits
-    /// for before it closes a channel that is taken away.
-    ///
-    /// # Errors
-    /// The ring is broken.
-    pub fn receive_rest(&mut self, packet: &mut Packet) -> Result<bool, ChannelError> {
         Ok(self.incoming.next(packet)?)
     }
 
@@ -241,9 +240,18 @@ impl Channel {
     pub fn wait(&mut self) -> Result<(), ChannelError> {
         self.flush();
         self.incoming.want_signals(true);
-        let result = if self.incoming.has_work() { Ok(()) } else { self.sleep() };
+        if !self.incoming.has_work() {
+            // Of a worker that is to end the ring may be no more.
+            self.sleep()?;
+        }
         self.incoming.want_signals(false);
-        result
+        Ok(())
+    }
+
+    /// Whether the device is taken away, and the guest knows: it may be answered still.
+    #[must_use]
+    pub fn is_withdrawn(&self) -> bool {
+        self.waker.withdrawn.load(Ordering::SeqCst)
     }
 
     /// Waits until the worker is to end: for channels that cannot go on.

@@ -58,6 +58,12 @@ pub trait Device: Send + Sync {
 
     /// Serves an open channel until [`ChannelError::Stopped`].
     fn run(&self, channel: &mut Channel);
+
+    /// Whether it goes on answering when it is taken away ([`Channel::is_withdrawn`]), until
+    /// the guest lets go. Else its workers end before the guest is told.
+    fn answers_to_the_end(&self) -> bool {
+        false
+    }
 }
 
 /// Input of HvPostMessage (TLFS 11.10.1).
@@ -142,10 +148,12 @@ impl Bus {
     pub fn revoke(&self, device: usize) {
         let mut state = self.lock();
         let (server, inner) = &mut *state;
-        if let Some(slot) = inner.devices.get_mut(device) {
-            *slot = None;
+        let gone = inner.devices.get_mut(device).and_then(Option::take);
+        if gone.is_some_and(|device| device.answers_to_the_end()) {
+            server.withdraw(device);
+        } else {
+            server.revoke(device);
         }
-        server.revoke(device);
         self.act(&mut state);
     }
 
@@ -254,6 +262,11 @@ impl Bus {
                     Action::Close(id) => {
                         if let Some(worker) = state.1.workers.get(&id) {
                             worker.waker.stop();
+                        }
+                    }
+                    Action::Withdraw(id) => {
+                        if let Some(worker) = state.1.workers.get(&id) {
+                            worker.waker.withdraw();
                         }
                     }
                     Action::Retarget(id, vp) => {

@@ -59,6 +59,8 @@ struct Channel {
     told: bool,
     /// It is gone, and the guest has not released its number yet.
     revoked: bool,
+    /// The guest was told so.
+    rescinded: bool,
     /// Teardown that waits for the worker.
     teardown: Option<GpadlId>,
 }
@@ -174,6 +176,7 @@ impl Server {
             state: ChannelState::Closed,
             told: false,
             revoked: false,
+            rescinded: false,
             teardown: None,
         };
         self.channels.insert(id, channel);
@@ -204,40 +207,6 @@ impl Server {
             }
         }
         true
-    }
-
-    /// Takes a device away, all its channels.
-    pub fn revoke(&mut self, device: usize) {
-        let ids: Vec<_> =
-            self.channels.iter().filter(|(_, c)| c.device == device).map(|(id, _)| *id).collect();
-        // Sub-channels first, as their primary's end would take them along.
-        for id in ids.into_iter().rev() {
-            self.revoke_channel(id);
-        }
-    }
-
-    fn revoke_channel(&mut self, id: ChannelId) {
-        let Some(channel) = self.channels.get_mut(&id) else { return };
-        if std::mem::replace(&mut channel.revoked, true) {
-            return;
-        }
-        if let ChannelState::Open { ring } = channel.state {
-            channel.state = ChannelState::Closing { ring };
-            self.actions.push(Action::Close(id));
-        }
-        if channel.state == ChannelState::Closed {
-            self.rescind(id);
-        }
-    }
-
-    /// Tells the guest of a revoked channel whose worker has ended: from then on
-    /// it may use the rings' memory for other things.
-    fn rescind(&mut self, id: ChannelId) {
-        if self.channels.get(&id).is_some_and(|channel| channel.told) {
-            self.send(&RescindChannelOffer { channel_id: id, ..RescindChannelOffer::empty() });
-        } else {
-            self.channels.remove(&id);
-        }
     }
 
     fn link(&self) -> Option<Link> {
@@ -516,6 +485,7 @@ impl Server {
             return None;
         }
         channel.told = false;
+        self.withdrawn_is_released(id);
         self.gpadls.clear(Some(id));
         if self.channels.get(&id)?.state == ChannelState::Closed {
             self.channels.remove(&id);
@@ -591,6 +561,9 @@ impl Server {
         }
     }
 }
+
+#[path = "withdraw.rs"]
+mod withdraw;
 
 #[cfg(test)]
 #[path = "server_tests.rs"]

@@ -85,8 +85,8 @@ pub struct Env<'a, P> {
     pub here: Here<'a>,
 }
 
-/// What a vbd may use. Memory for it is allocated when the vbd is made: for each queue 160 bytes
-/// for each of `requests` (or 16 for each of `max_segments`, if that is more) and 16 for each of
+/// What a vbd may use. Memory for it is allocated when the vbd is made: for each queue 168 bytes
+/// for each of `requests` (or 16 for each of `max_segments`, if that is more) and 48 for each of
 /// `max_segments`, about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {

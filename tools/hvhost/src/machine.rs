@@ -35,6 +35,7 @@ use kvm_ioctls::{
     Cap, Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd,
     VmFd,
 };
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use std::arch::x86_64::__cpuid;
@@ -276,11 +277,17 @@ fn start(
     // wait once until all are there and once until it has started.
     let ready = Arc::new(Barrier::new(vcpus.len() + 1));
     let mut threads = Vec::new();
+    let places = if options.pin { processors()? } else { Vec::new() };
+    let mut places = places.into_iter().cycle();
     for (id, mut vcpu) in vcpus.into_iter().enumerate() {
-        let (events, ready) = (events.clone(), ready.clone());
+        let (events, ready, place) = (events.clone(), ready.clone(), places.next());
         let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
+                if let Some(place) = place {
+                    // Of those this program may use; one that went offline since is not worth more.
+                    let _ = sched_setaffinity(None, &place);
+                }
                 ready.wait();
                 ready.wait();
                 // The receiver lives until the program ends.
@@ -297,6 +304,17 @@ fn start(
     counters.first_entry();
     ready.wait();
     Ok(())
+}
+
+/// The processors this program may use, one by one.
+fn processors() -> Result<Vec<CpuSet>> {
+    let all = sched_getaffinity(None).context("sched_getaffinity")?;
+    let one = |cpu| {
+        let mut set = CpuSet::new();
+        set.set(cpu);
+        set
+    };
+    Ok((0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).map(one).collect())
 }
 
 /// Turns signals into events; SIGUSR1 into snapshots of the counters.

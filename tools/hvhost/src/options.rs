@@ -89,6 +89,9 @@ pub struct Options {
     /// Note in the counters when TEXT first appears on COM1.
     #[arg(long, value_name = "TEXT")]
     pub marker: Vec<String>,
+    /// Keep the thread of each virtual processor on one processor, in turn.
+    #[arg(long)]
+    pub pin: bool,
     /// End with status 6 after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,

@@ -51,13 +51,28 @@ const OWN_MIB: u64 = 768;
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// Beyond a guest's own time limit, before the emulated machine counts as stuck.
 const GRACE: Duration = Duration::from_secs(30);
+const GONE: &str = "the emulated machine is gone";
 const STATS: &str = "/tmp/stats.json";
+
+/// A file of ours that is there, too.
+struct Sent {
+    /// When it was changed last, and its size.
+    state: (SystemTime, u64),
+    /// Its path there.
+    there: String,
+    /// The last run that used it.
+    used: u64,
+}
 
 /// An emulated machine that is up.
 pub struct Session {
     writer: Arc<Mutex<UnixStream>>,
     reader: BufReader<UnixStream>,
-    sent: HashMap<PathBuf, (SystemTime, u64, String)>,
+    sent: HashMap<PathBuf, Sent>,
+    /// Files sent so far.
+    files: u64,
+    /// Programs run so far.
+    runs: u64,
     memory_mib: u64,
     plug: Plug,
     /// Networks of the guest that runs.
@@ -116,6 +131,8 @@ impl Session {
             writer,
             reader,
             sent: HashMap::new(),
+            files: 0,
+            runs: 0,
             memory_mib: guest_mib,
             plug,
             wires: Vec::new(),
@@ -139,7 +156,8 @@ impl Session {
             );
         }
         let stats = machine.stats.then_some(STATS);
-        let mut argv = vec!["/hvhost".to_owned()];
+        let mut argv = vec!["/hvhost".to_owned(), "--pin".to_owned()];
+        self.runs += 1;
         let args = machine.hvhost_args(stats, |placed| match placed {
             Placed::File(path) => self.place(path),
             Placed::Disk { path, words } => self.plug_in(path, words),
@@ -147,6 +165,7 @@ impl Session {
         });
         let result = args.and_then(|args| {
             argv.extend(args);
+            self.forget_unused()?;
             self.run_program(argv, machine, input, output)
         });
         // Also after a failure, as the next guest may want the same file.
@@ -247,12 +266,18 @@ impl Session {
     pub fn place(&mut self, path: &Path) -> Result<String> {
         let meta = fs::metadata(path).with_context(|| path.display().to_string())?;
         let state = (meta.modified()?, meta.len());
-        if let Some((modified, len, there)) = self.sent.get(path)
-            && (*modified, *len) == state
-        {
-            return Ok(there.clone());
+        let runs = self.runs;
+        if let Some(sent) = self.sent.get_mut(path) {
+            if sent.state == state {
+                sent.used = runs;
+                return Ok(sent.there.clone());
+            }
+            let there = sent.there.clone();
+            self.sent.remove(path);
+            self.send(Kind::FORGET, there.as_bytes())?;
         }
-        let there = format!("/files/{}", self.sent.len());
+        let there = format!("/files/{}", self.files);
+        self.files += 1;
         self.send(Kind::FILE, there.as_bytes())?;
         let mut file = fs::File::open(path).with_context(|| path.display().to_string())?;
         let mut chunk = vec![0; CHUNK_BYTES];
@@ -263,8 +288,17 @@ impl Session {
             }
             self.send(Kind::DATA, chunk.get(..count).unwrap_or_default())?;
         }
-        self.sent.insert(path.to_owned(), (state.0, state.1, there.clone()));
+        self.sent.insert(path.to_owned(), Sent { state, there: there.clone(), used: runs });
         Ok(there)
+    }
+
+    /// Removes what this run does not use: files there are in memory.
+    fn forget_unused(&mut self) -> Result<()> {
+        let runs = self.runs;
+        for (_, sent) in self.sent.extract_if(|_, sent| sent.used != runs) {
+            send(&self.writer, Kind::FORGET, sent.there.as_bytes()).context(GONE)?;
+        }
+        Ok(())
     }
 
     /// How QEMU ended, for an error.
@@ -280,7 +314,7 @@ impl Session {
     }
 
     fn send(&self, kind: Kind, payload: &[u8]) -> Result<()> {
-        send(&self.writer, kind, payload).context("the emulated machine is gone")
+        send(&self.writer, kind, payload).context(GONE)
     }
 }
 

@@ -22,6 +22,8 @@ impl Kind {
     pub const FILE: Self = Self(b'F');
     /// To the agent: append to the file begun by `FILE`.
     pub const DATA: Self = Self(b'D');
+    /// To the agent: remove a file (payload: path).
+    pub const FORGET: Self = Self(b'G');
     /// To the agent: start a program (payload: [`Run`] as JSON).
     pub const RUN: Self = Self(b'R');
     /// To the agent: where is the disk with this serial number?

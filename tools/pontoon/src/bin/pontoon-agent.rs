@@ -65,6 +65,7 @@ fn serve() -> Result<()> {
         let file = File::open(module).with_context(|| module.to_owned())?;
         rustix::system::finit_module(&file, c"", 0).with_context(|| format!("load {module}"))?;
     }
+    leave_memory_alone();
     start_pulse()?;
     let port = open_port()?;
     let mut agent =
@@ -75,6 +76,24 @@ fn serve() -> Result<()> {
         agent.handle(kind, &payload)?;
     }
     Ok(())
+}
+
+/// Has the kernel leave a guest's memory where it is.
+///
+/// Where KVM takes a mapping back, an interrupt may meet the gap on its way into the guest, and QEMU
+/// (7.2) brings that to a wrong end now and then: the guest, whichever it is, goes down with a triple
+/// fault (docs/hvhost.md).
+fn leave_memory_alone() {
+    const NEVER: &str = "4294967295";
+    let huge = "/sys/kernel/mm/transparent_hugepage/khugepaged";
+    for (file, value) in [
+        (format!("{huge}/scan_sleep_millisecs"), NEVER),
+        (format!("{huge}/alloc_sleep_millisecs"), NEVER),
+        ("/proc/sys/vm/compaction_proactiveness".into(), "0"),
+    ] {
+        // A kernel without the file does not do it either.
+        let _ = fs::write(file, value);
+    }
 }
 
 /// How often each processor gets an interrupt from another.
@@ -199,6 +218,10 @@ impl Agent {
                 Some(file) => file.write_all(payload)?,
                 None => anyhow::bail!("file data without a file"),
             },
+            Kind::FORGET => {
+                let path = String::from_utf8(payload.to_vec())?;
+                fs::remove_file(&path).with_context(|| path)?;
+            }
             Kind::RUN => {
                 // Closes the last file: a program still open for writing cannot be executed.
                 self.upload = None;

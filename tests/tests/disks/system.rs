@@ -194,11 +194,10 @@ fn start(lab: &mut Lab, disk: &System, boot: &Boot<'_>, end: Status) -> Result<T
         ],
     );
     let outcome = lab.run_with(&machine, &input, &mut |bytes| dialogue.hear(bytes))?;
-    if let Some(text) = dialogue.waits_for() {
-        let tail = Transcript::of(&outcome).tail();
-        anyhow::bail!("{text:?} did not come:\n{tail}");
-    }
-    ended(&outcome, end)
+    let transcript = ended(&outcome, end)?;
+    let waits = dialogue.waits_for();
+    ensure!(waits.is_none(), "{waits:?} did not come:\n{}", transcript.tail());
+    Ok(transcript)
 }
 
 fn says(transcript: &Transcript, name: &str, wanted: &str) -> Result<()> {

@@ -135,7 +135,9 @@ impl Drop for FakePlatform {
         let state = self.state();
         let mut pool = POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         pool.extend(state.frames.iter().map(|frame| frame.words));
-        // `shared_info` stays: a leaked domain may still point into it.
+        // Its domain is gone, or points into a page of another machine's now, which is of the
+        // same make.
+        pool.push(state.shared_info);
     }
 }
 

@@ -7,15 +7,93 @@ use pontoon::image::menu::{Action, Entry, Menu, World};
 use pontoon::image::{bls, grub, legacy, syslinux};
 use std::rc::Rc;
 
+use crate::input::Input;
+use crate::seeds;
+
+/// Words of the menus' languages.
+pub(crate) const WORDS: &[&str] = &[
+    "menuentry ",
+    "submenu ",
+    "linux ",
+    "linux16 ",
+    "initrd ",
+    "search --fs-uuid --set=root ",
+    "set default=",
+    "${",
+    "if ",
+    "then ",
+    "else ",
+    "elif ",
+    "fi\n",
+    "for ",
+    "in ",
+    "do ",
+    "done\n",
+    "while ",
+    "until ",
+    "function ",
+    "source ",
+    "configfile ",
+    "blscfg\n",
+    "load_env\n",
+    "--id ",
+    "title ",
+    "kernel ",
+    "module ",
+    "root (hd0,0)\n",
+    "default=",
+    "LABEL ",
+    "APPEND ",
+    "LINUX ",
+    "include ",
+    "options ",
+    "(hd0,gpt1)",
+    "/boot/",
+    "[ ",
+    " = ",
+    "{\n",
+    "}\n",
+    "return ",
+    "break\n",
+];
+
 /// Disk images: whatever is in one, it is read or refused, and a kernel that is found is no longer
-/// than the image.
-pub fn image(data: &[u8]) {
-    let image: Rc<dyn ReadAt> = Rc::new(data.to_vec());
+/// than the image. An input is changes to one of the images there are, or an image by itself.
+pub(crate) fn image(data: &[u8]) {
+    let mut input = Input::new(data);
+    let what = input.byte();
+    let mut bytes = match seeds::images().get(usize::from(what & 3)) {
+        None => input.take(data.len()).to_vec(),
+        Some(image) => image.clone(),
+    };
+    if what & 4 != 0 {
+        bytes.truncate(usize::from(input.half()) * 2);
+    }
+    while !bytes.is_empty()
+        && let Some(len) = input.next()
+    {
+        let at = usize::from(input.half()) * 2 % bytes.len();
+        let change = input.take(usize::from(len & 0x1f) + 1);
+        bytes[at..].iter_mut().zip(change).for_each(|(to, from)| *to = *from);
+    }
+    let len = bytes.len();
+    let image: Rc<dyn ReadAt> = Rc::new(bytes);
     for entry in [None, Some("0")] {
         if let Ok(boot) = Boot::find(Rc::clone(&image), entry) {
-            assert!(boot.kernel.len() <= data.len());
+            assert!(boot.kernel.len() <= len);
         }
     }
+}
+
+pub(crate) fn image_seeds() -> Vec<Vec<u8>> {
+    // Each as it is; a word of the superblock and of the partition table; less than a whole one.
+    vec![
+        vec![0],
+        vec![1],
+        vec![2],
+        vec![0, 3, 0x0c, 2, 0, 0, 0, 0],
+        vec![6, 0, 0x40, 0, 0xe0, 0, 5],
+    ]
 }
 
 /// A disk whose every file holds the same.
@@ -50,7 +128,7 @@ impl World for Mirror<'_> {
 
 /// Boot menus in all languages: each comes to an end, and every entry that boots Linux can be
 /// chosen by its number.
-pub fn bootmenu(data: &[u8]) {
+pub(crate) fn bootmenu(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let world = Mirror(&text);
     let mut menus = vec![

@@ -1,24 +1,23 @@
 //! Fuzz targets: one function of bytes for each parser of what a guest, whoever packed it, or
 //! the host supplies. A target panics when a promise is broken; the parsers themselves never may.
 //!
-//! On stable, `cargo test -p pontoon-fuzz` runs every target over its kept corpus, its seeds and
-//! seeded random mutations of both (`FUZZ_RUNS` sets how many). `cargo xtask fuzz` runs the same
-//! functions under libFuzzer.
+//! `cargo xtask fuzz` runs them under libFuzzer, from the inputs kept in `corpus/` and from the
+//! seeds here; `cargo test -p pontoon-fuzz` runs those inputs once each.
 
+mod blkif;
 mod block;
 mod disk;
-mod mutate;
+mod gnttab;
+mod input;
+mod ring;
+mod scsi;
 mod seeds;
+mod storvsc;
 mod vmbus;
 mod xenstore;
 
-pub use block::{blkif, partition, vbds};
-pub use disk::{bootmenu, image};
-
-pub use mutate::Mutator;
-pub use seeds::seeds;
-pub use vmbus::{storvsc, vmbus, vmbus_ring};
-pub use xenstore::xenstore;
+use std::io::Result;
+use std::path::Path;
 
 use translate::builder::layout::{self, Config};
 use translate::builder::populate::{self, Machine};
@@ -32,26 +31,76 @@ pub struct Target {
     pub name: &'static str,
     /// What it runs.
     pub run: fn(&[u8]),
-    /// Mutations a plain test run tries.
-    pub runs: u32,
+    /// Inputs it starts from.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Words worth trying.
+    pub words: &'static [&'static str],
+    /// Bytes of its longest inputs.
+    pub max_len: u32,
+    /// A minute of it is part of every test run, not only a few seconds.
+    pub is_required: bool,
+}
+
+const fn target(
+    name: &'static str,
+    run: fn(&[u8]),
+    seeds: fn() -> Vec<Vec<u8>>,
+    max_len: u32,
+) -> Target {
+    Target { name, run, seeds, words: &[], max_len, is_required: false }
+}
+
+impl Target {
+    const fn required(self) -> Self {
+        Self { is_required: true, ..self }
+    }
+
+    const fn words(self, words: &'static [&'static str]) -> Self {
+        Self { words, ..self }
+    }
+
+    /// The target with a name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<&'static Self> {
+        TARGETS.iter().find(|target| target.name == name)
+    }
+
+    /// Writes `seeds/…` and libFuzzer's `dictionary` into a directory.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn write_setup(&self, dir: &Path) -> Result<()> {
+        let seeds = dir.join("seeds");
+        std::fs::create_dir_all(&seeds)?;
+        for (index, seed) in (self.seeds)().iter().enumerate() {
+            std::fs::write(seeds.join(index.to_string()), seed)?;
+        }
+        let escape =
+            |word: &str| -> String { word.bytes().map(|byte| format!("\\x{byte:02x}")).collect() };
+        let lines = self.words.iter().map(|word| format!("\"{}\"\n", escape(word)));
+        // An empty file is none to libFuzzer.
+        let text = "# words\n".to_owned() + &lines.collect::<String>();
+        std::fs::write(dir.join("dictionary"), text)
+    }
 }
 
 /// All targets.
-pub const TARGETS: [Target; 14] = [
-    Target { name: "blkif", run: blkif, runs: 1500 },
-    Target { name: "bootmenu", run: bootmenu, runs: 3000 },
-    Target { name: "bundle", run: bundle, runs: 3000 },
-    Target { name: "cmdline", run: cmdline, runs: 3000 },
-    Target { name: "decode", run: decode, runs: 20_000 },
-    Target { name: "decompress", run: decompress, runs: 400 },
-    Target { name: "image", run: image, runs: 3000 },
-    Target { name: "kernel", run: kernel, runs: 1500 },
-    Target { name: "partition", run: partition, runs: 2000 },
-    Target { name: "storvsc", run: storvsc, runs: 3000 },
-    Target { name: "vbds", run: vbds, runs: 5000 },
-    Target { name: "vmbus", run: vmbus, runs: 3000 },
-    Target { name: "vmbus_ring", run: vmbus_ring, runs: 10_000 },
-    Target { name: "xenstore", run: xenstore, runs: 3000 },
+pub static TARGETS: [Target; 15] = [
+    target("vmbus_ring", ring::vmbus_ring, ring::seeds, 4096).required(),
+    target("storvsc", storvsc::storvsc, storvsc::seeds, 2048).required(),
+    target("blkif", blkif::blkif, blkif::seeds, 2048).required(),
+    target("xenstore", xenstore::xenstore, xenstore::seeds, 1024).required().words(xenstore::WORDS),
+    target("gnttab", gnttab::gnttab, gnttab::seeds, 2048).required(),
+    target("bootmenu", disk::bootmenu, seeds::bootmenu, 2048).words(disk::WORDS),
+    target("bundle", bundle, seeds::bundle, 2048),
+    target("cmdline", cmdline, seeds::cmdline, 512).words(seeds::OPTIONS),
+    target("decode", decode, seeds::decode, 32),
+    target("decompress", decompress, seeds::decompress, 4096),
+    target("image", disk::image, disk::image_seeds, 1024),
+    target("kernel", kernel, seeds::kernels, 4096),
+    target("partition", block::partition, block::partition_seeds, 24 << 10),
+    target("vbds", block::vbds, seeds::vbds, 256).words(seeds::OPTIONS),
+    target("vmbus", vmbus::vmbus, vmbus::seeds, 2048),
 ];
 
 /// Decompressed sizes above this are left out: only the zeroing of the buffer would be tested.
@@ -60,7 +109,7 @@ const MAX_UNPACKED: u32 = 4 << 20;
 const NR_PAGES: u64 = 0x1000;
 
 /// The bundle: what parses can be written, and reads back the same.
-pub fn bundle(data: &[u8]) {
+fn bundle(data: &[u8]) {
     if let Ok(bundle) = Bundle::parse(data) {
         let written = cpio::write(&bundle);
         assert_eq!(Bundle::parse(&written), Ok(bundle));
@@ -68,7 +117,7 @@ pub fn bundle(data: &[u8]) {
 }
 
 /// The command line: splitting what is left of it changes nothing more.
-pub fn cmdline(data: &[u8]) {
+fn cmdline(data: &[u8]) {
     let (guest, _) = words::split(data);
     assert!(guest.len() <= data.len());
     let (again, options) = words::split(&guest);
@@ -77,7 +126,7 @@ pub fn cmdline(data: &[u8]) {
 }
 
 /// The instruction decoder: lengths are in bounds, and bytes behind the instruction are not read.
-pub fn decode(data: &[u8]) {
+fn decode(data: &[u8]) {
     match decoder::decode(data) {
         Ok(insn) => {
             let len = usize::from(insn.len);
@@ -96,7 +145,7 @@ fn unpacked_size(data: &[u8]) -> u32 {
 }
 
 /// Decompression: the result has the size the data says, or there is none.
-pub fn decompress(data: &[u8]) {
+fn decompress(data: &[u8]) {
     use translate::builder::decompress::decompress;
     if unpacked_size(data) > MAX_UNPACKED {
         return;
@@ -131,7 +180,7 @@ impl BuildMemory for Bounds {
 }
 
 /// Kernels: bzImage, ELF, notes; what loads is laid out and populated inside its domain.
-pub fn kernel(data: &[u8]) {
+fn kernel(data: &[u8]) {
     if !data.starts_with(b"\x7fELF") && unpacked_size(data) > MAX_UNPACKED {
         return;
     }
@@ -152,15 +201,5 @@ pub fn kernel(data: &[u8]) {
         let built =
             populate::populate(&plan, &kernel, cmdline, Some(&initrd), &machine, &mut Bounds);
         assert!(built.is_ok());
-    }
-}
-
-/// Runs a target on the files named on the command line.
-pub fn replay(run: fn(&[u8])) {
-    for path in std::env::args_os().skip(1) {
-        match std::fs::read(&path) {
-            Ok(data) => run(&data),
-            Err(error) => eprintln!("{}: {error}", path.display()),
-        }
     }
 }

@@ -4,9 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use hv_abi::vmbus::packet::PacketType;
-use pv_frontends::vmbus::ring::{
-    ControlWord, Incoming, Outgoing, Packet, Received, RingMemory,
-};
+use pv_frontends::vmbus::ring::{ControlWord, Incoming, Outgoing, Packet, Received, RingMemory};
 use pv_frontends::vmbus::{External, OutPacket, PageSpan, SendError};
 
 use crate::input::Input;
@@ -156,7 +154,11 @@ impl World<'_> {
                     let bytes = if nr + 1 == count { shape >> 4 } else { 4096 - offset };
                     spans.push(PageSpan { gpfn: id << 8 | u64::from(nr), offset, bytes });
                 }
-                if kind == 2 { External::MultiPage(&spans[..]) } else { External::PageBuffers(&spans) }
+                if kind == 2 {
+                    External::MultiPage(&spans[..])
+                } else {
+                    External::PageBuffers(&spans)
+                }
             }
         };
         let is_completion = what & 0x10 != 0 && external == External::None;

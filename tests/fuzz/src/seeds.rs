@@ -13,40 +13,58 @@ const PACKED: [&[u8]; 7] = [
     include_bytes!("../../../translate/src/builder/decompress/samples/sample.zst"),
 ];
 
-/// The inputs of a target, by its name.
-#[must_use]
-pub fn seeds(target: &str) -> Vec<Vec<u8>> {
-    match target {
-        "bundle" => vec![bundle::write(&Bundle {
-            kernel: b"kernel",
-            initrd: Some(b"initrd"),
-            cmdline: Some(b"quiet"),
-            config: Some(b"config"),
-        })],
-        "bootmenu" => vec![GRUB2.into(), LEGACY.into(), SYSLINUX.into(), BLS.into()],
-        "cmdline" => vec![
-            b"console=hvc0 pontoon.console=com2 root=/dev/xvda pontoon.log=debug quiet".to_vec(),
-            b"a=\"b c\" pontoon.mem=1G \"pontoon.hv-without=ipi,stimer\" pontoon.x".to_vec(),
-        ],
-        "decode" => vec![
-            vec![0x66, 0x67, 0xf3, 0x65, 0x48, 0x6f, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90],
-            vec![0x41, 0x0f, 0x22, 0xdf, 0x44, 0x0f, 0x21, 0xc0, 0x0f, 0x01, 0xd1, 0x0f, 0x30],
-            vec![0xe4, 0x61, 0xe7, 0x80, 0xec, 0xef, 0xfa, 0xfb, 0x0f, 0xa2, 0x0f, 0x32, 0xcc],
-        ],
-        "decompress" => PACKED.map(<[u8]>::to_vec).to_vec(),
-        "image" => images(),
-        "kernel" => kernels(),
-        "blkif" => crate::block::blkif_seeds(),
-        "partition" => crate::block::partition_seeds(),
-        "storvsc" => crate::vmbus::storvsc_seeds(),
-        "vbds" => vec![
-            b"xvda:scsi0:0,sda1:scsi0:1p2:ro,hdc:scsi1:2:3:cdrom,d536p37:scsi0:9:rw:disk".to_vec(),
-        ],
-        "vmbus" => crate::vmbus::vmbus_seeds(),
-        "vmbus_ring" => crate::vmbus::vmbus_ring_seeds(),
-        "xenstore" => crate::xenstore::seeds(),
-        _ => Vec::new(),
-    }
+/// Words of the shim's options.
+pub(crate) const OPTIONS: &[&str] = &[
+    "pontoon.",
+    "console=",
+    "mem=",
+    "vbd=",
+    "log=",
+    "hv-without=",
+    "net=",
+    "--",
+    "xvda",
+    "sdb",
+    "hdc",
+    "scsi0:",
+    ":ro",
+    ":rw",
+    ":cdrom",
+    ":disk",
+    "p1",
+];
+
+pub(crate) fn bundle() -> Vec<Vec<u8>> {
+    let (kernel, initrd) = (b"kernel".as_slice(), Some(b"initrd".as_slice()));
+    let (cmdline, config) = (Some(b"quiet".as_slice()), Some(b"config".as_slice()));
+    vec![bundle::write(&Bundle { kernel, initrd, cmdline, config })]
+}
+
+pub(crate) fn bootmenu() -> Vec<Vec<u8>> {
+    vec![GRUB2.into(), LEGACY.into(), SYSLINUX.into(), BLS.into()]
+}
+
+pub(crate) fn cmdline() -> Vec<Vec<u8>> {
+    vec![
+        b"console=hvc0 pontoon.console=com2 root=/dev/xvda pontoon.log=debug quiet".to_vec(),
+        b"a=\"b c\" pontoon.mem=1G \"pontoon.hv-without=ipi,stimer\" pontoon.x".to_vec(),
+    ]
+}
+
+pub(crate) fn decode() -> Vec<Vec<u8>> {
+    vec![
+        vec![0x66, 0x67, 0xf3, 0x65, 0x48, 0x6f, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90],
+        vec![0x41, 0x0f, 0x22, 0xdf, 0x44, 0x0f, 0x21, 0xc0, 0x0f, 0x01, 0xd1, 0x0f, 0x30],
+        vec![0xe4, 0x61, 0xe7, 0x80, 0xec, 0xef, 0xfa, 0xfb, 0x0f, 0xa2, 0x0f, 0x32, 0xcc],
+    ]
+}
+
+pub(crate) fn decompress() -> Vec<Vec<u8>> {
+    PACKED.map(<[u8]>::to_vec).to_vec()
+}
+
+pub(crate) fn vbds() -> Vec<Vec<u8>> {
+    vec![b"xvda:scsi0:0,sda1:scsi0:1p2:ro,hdc:scsi1:2:3:cdrom,d536p37:scsi0:9:rw:disk".to_vec()]
 }
 
 const GRUB2: &[u8] = br#"# GRUB Environment Block
@@ -67,9 +85,9 @@ const SYSLINUX: &[u8] = b"DEFAULT a\nAPPEND x\nLABEL a\n MENU LABEL ^A\n LINUX .
 const BLS: &[u8] = b"title A\nversion 6.1\nlinux /k\ninitrd /i $x\noptions root=/dev/xvda1 ${y}\n";
 
 /// A small ext2 and a small FAT file system, as they are and on a partition.
-fn images() -> Vec<Vec<u8>> {
-    let ext = include_bytes!("../corpus/image/ext2").to_vec();
-    let fat = include_bytes!("../corpus/image/fat12").to_vec();
+pub(crate) fn images() -> Vec<Vec<u8>> {
+    let ext = include_bytes!("../seeds/ext2").to_vec();
+    let fat = include_bytes!("../seeds/fat12").to_vec();
     let mut disk = vec![0; 512];
     disk[450] = 0x83;
     disk[454] = 1;
@@ -110,7 +128,7 @@ fn elf(load: u64, notes: &[u8]) -> Vec<u8> {
     file
 }
 
-fn kernels() -> Vec<Vec<u8>> {
+pub(crate) fn kernels() -> Vec<Vec<u8>> {
     let base = 0xffff_ffff_8000_0000u64;
     let mut notes = Vec::new();
     note(&mut notes, NoteType::GUEST_OS, b"linux\0");

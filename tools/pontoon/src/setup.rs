@@ -25,6 +25,7 @@ const RUN: &[Need] = &[
 
 /// What the tests take beyond that.
 const TEST: &[Need] = &[
+    need("g++", "/usr/bin/g++"),
     need("libxen-dev", "/usr/include/xen/xen.h"),
     need("zstd", "/usr/bin/zstd"),
     need("lz4", "/usr/bin/lz4"),

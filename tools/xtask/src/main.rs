@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod command;
 mod disks;
+mod fuzz;
 mod net;
 mod test;
 
@@ -45,14 +46,8 @@ enum Commands {
     },
     /// Size of the shim's image.
     Size,
-    /// Run the fuzz targets for a while.
-    Fuzz {
-        /// Seconds for each target.
-        #[arg(long, default_value_t = 60)]
-        seconds: u64,
-        /// Only this target.
-        target: Option<String>,
-    },
+    /// Fuzz targets, guided by coverage, from the kept corpus.
+    Fuzz(fuzz::Options),
     /// Build disk images of Debian systems; print where they are (docs/images.md).
     Image {
         /// Test the images the tests use instead.
@@ -108,7 +103,7 @@ fn run(command: Commands) -> Result<()> {
             bench::run(rest)
         }
         Commands::Size => check::size(),
-        Commands::Fuzz { seconds, target } => test::fuzz(seconds, target.as_deref()),
+        Commands::Fuzz(options) => fuzz::run(&options),
         Commands::Image { check: true, .. } => test::images("images"),
         Commands::Image { xen: true, .. } => test::images("xen"),
         Commands::Image { suites, mbr, size, packages, .. } => {

@@ -1,9 +1,8 @@
-//! `test`, `e2e`, `fuzz`.
+//! `test`, `e2e`.
 
-use crate::command::{cargo, cargo_command, run as run_command, workspace};
-use crate::disks;
-use crate::net;
-use anyhow::{Result, ensure};
+use crate::command::{cargo, cargo_command, run as run_command};
+use crate::{disks, fuzz, net};
+use anyhow::Result;
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -51,6 +50,7 @@ pub fn run(options: &Options) -> Result<()> {
             ..E2e::default()
         });
     }
+    fuzz::for_test()?;
     disks::disks(&disks::Options {
         kernel: options.matrix.then(|| DISK_KERNELS.into()),
         cuts: options.matrix.then_some(20),
@@ -119,25 +119,4 @@ fn boots(options: &E2e) -> Result<()> {
     }
     command.args(&options.filter);
     run_command(&mut command)
-}
-
-/// Runs the fuzz targets with cargo-fuzz.
-pub fn fuzz(seconds: u64, target: Option<&str>) -> Result<()> {
-    pontoon::setup::for_testing()?;
-    let dir = workspace()?.join("tests/fuzz");
-    let installed =
-        cargo_command(&["fuzz", "--version"])?.output().is_ok_and(|o| o.status.success());
-    ensure!(
-        installed,
-        "cargo-fuzz is missing: cargo install cargo-fuzz, and rustup toolchain install nightly"
-    );
-    let list = cargo_command(&["+nightly", "fuzz", "list"])?.current_dir(&dir).output()?;
-    let list = String::from_utf8_lossy(&list.stdout).into_owned();
-    for name in list.lines().filter(|name| target.is_none_or(|t| t == *name)) {
-        let limit = format!("-max_total_time={seconds}");
-        run_command(
-            cargo_command(&["+nightly", "fuzz", "run", name, "--", &limit])?.current_dir(&dir),
-        )?;
-    }
-    Ok(())
 }

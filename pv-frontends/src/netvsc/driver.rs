@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use hv_abi::vmbus::offer::interface;
 use hv_abi::vmbus::{ChannelId, OfferChannel};
-use spin::RwLock;
+use spin::{Mutex, RwLock};
 
 use super::Sink;
 use super::card::Card;
@@ -17,12 +17,19 @@ use super::slots::Pages;
 use crate::net::{NetDevice, NetInfo, Rss, RxFilter, Tag, TxPacket, TxSubmitted, Unsupported};
 use crate::vmbus::{Channel, Driver, Event, Hypervisor, OpenError, Received, VmBus};
 
+/// How long an offer waits for memory: what a card had that went is free a second later.
+const MEMORY_LIMIT_NS: u64 = 3_000_000_000;
+/// Until it is looked for again.
+const MEMORY_RETRY_NS: u64 = 100_000_000;
+
 /// The driver.
 #[derive(Debug)]
 pub struct NetVsc<S> {
     sink: S,
     config: Arc<Config>,
     cards: RwLock<Vec<Arc<Card>>>,
+    /// Offers there is no memory for, and until when they wait for it.
+    waiting: Mutex<Vec<(OfferChannel, u64)>>,
     next_number: AtomicU32,
 }
 
@@ -34,6 +41,7 @@ impl<S: Sink<Arc<Card>>> NetVsc<S> {
             sink,
             config: Arc::new(config),
             cards: RwLock::new(Vec::new()),
+            waiting: Mutex::new(Vec::new()),
             next_number: AtomicU32::new(0),
         }
     }
@@ -52,7 +60,7 @@ impl<S: Sink<Arc<Card>>> NetVsc<S> {
     /// Whether every card that was offered so far is known, or cannot be.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.cards.read().iter().all(|card| card.is_settled())
+        self.waiting.lock().is_empty() && self.cards.read().iter().all(|card| card.is_settled())
     }
 
     /// The card a channel belongs to.
@@ -78,10 +86,40 @@ impl<S: Sink<Arc<Card>>> NetVsc<S> {
             }
             return;
         }
-        let Some(memory) = self.memory(bus.hypervisor()) else {
-            bus.hypervisor().log(format_args!("netvsc {}: no memory", offer.interface_instance));
-            return;
-        };
+        let hv = bus.hypervisor();
+        match self.memory(hv) {
+            Some(memory) => self.begin(bus, offer, memory),
+            None => {
+                let until = hv.now_ns().saturating_add(MEMORY_LIMIT_NS);
+                self.waiting.lock().push((*offer, until));
+                bus.poll_at(0);
+            }
+        }
+    }
+
+    /// Goes on with offers that wait for memory. When to come back.
+    fn retry<H: Hypervisor>(&self, bus: &VmBus<H>) -> Option<u64> {
+        let hv = bus.hypervisor();
+        loop {
+            let (offer, memory) = {
+                let mut waiting = self.waiting.lock();
+                let &(offer, until) = waiting.first()?;
+                let now_ns = hv.now_ns();
+                let memory = self.memory(hv);
+                if memory.is_none() && now_ns < until {
+                    return Some(now_ns.saturating_add(MEMORY_RETRY_NS));
+                }
+                waiting.remove(0);
+                (offer, memory)
+            };
+            match memory {
+                Some(memory) => self.begin(bus, &offer, memory),
+                None => hv.log(format_args!("netvsc {}: no memory", offer.interface_instance)),
+            }
+        }
+    }
+
+    fn begin<H: Hypervisor>(&self, bus: &VmBus<H>, offer: &OfferChannel, memory: Memory) {
         let card = match self.by_instance(offer).filter(|card| card.is_away()) {
             Some(card) => {
                 card.adopt(offer, memory);
@@ -151,6 +189,7 @@ impl<S: Sink<Arc<Card>>> NetVsc<S> {
     }
 
     fn rescinded<H: Hypervisor>(&self, bus: &VmBus<H>, id: ChannelId) {
+        self.waiting.lock().retain(|(offer, _)| offer.channel_id != id);
         let Some(card) = self.card(id) else { return };
         if card.channel_id() == id {
             card.rescinded(bus, &self.sink);
@@ -211,7 +250,7 @@ impl<H: Hypervisor, S: Sink<Arc<Card>>> Driver<H> for NetVsc<S> {
     }
 
     fn poll(&self, bus: &VmBus<H>) -> Option<u64> {
-        let mut next: Option<u64> = None;
+        let mut next = self.retry(bus);
         for card in self.cards() {
             next = next.into_iter().chain(card.look(bus, &self.sink)).min();
             self.forget(&card);

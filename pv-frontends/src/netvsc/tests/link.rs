@@ -302,6 +302,44 @@ fn a_card_that_is_offered_again_stays_the_same() {
 }
 
 #[test]
+fn a_card_that_is_offered_again_at_once_waits_for_its_memory() {
+    let mut bench = Bench::ready();
+    let card = bench.card();
+    bench.host.keep = true;
+    let offer = |bench: &mut Bench, id| {
+        bench.host.primary = id;
+        bench.host.server.offer(id, interface::NETWORK, 1, 0);
+        bench.host.server.announce(&bench.bus, id);
+        bench.run();
+    };
+    // There is no more than it had.
+    bench.fake.inner().free_pages = 0;
+    bench.host.rescind(&bench.bus, PRIMARY);
+    bench.run();
+    offer(&mut bench, 6);
+    assert!(!bench.driver.is_settled());
+    // Taken back while it waits: nothing remembers it.
+    bench.host.rescind(&bench.bus, 6);
+    bench.run();
+    offer(&mut bench, 7);
+    assert_eq!(bench.notes.changed.lock().last().map(|info| info.link), Some(false));
+    bench.pass(2 * SECOND);
+    assert!(bench.driver.is_settled());
+    assert!(Arc::ptr_eq(&card, &bench.card()));
+    assert_eq!(bench.notes.changed.lock().last().map(|info| info.link), Some(true));
+    assert_eq!(*bench.notes.removed.lock(), 0);
+    // Another one finds none, and is not waited for for ever.
+    bench.host.server.offer(9, interface::NETWORK, 2, 0);
+    bench.host.server.announce(&bench.bus, 9);
+    bench.run();
+    assert!(!bench.driver.is_settled());
+    bench.pass(4 * SECOND);
+    assert!(bench.driver.is_settled());
+    assert_eq!(bench.driver.cards().len(), 1);
+    assert!(bench.fake.inner().log.iter().any(|line| line.ends_with("no memory")));
+}
+
+#[test]
 fn a_card_that_is_not_is_gone() {
     let mut bench = Bench::new(config(), |host| {
         host.server.offers.clear();

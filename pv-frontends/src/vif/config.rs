@@ -28,6 +28,15 @@ pub enum Card {
     Offer(u32),
 }
 
+impl fmt::Display for Card {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mac(mac) => write!(out, "{mac}"),
+            Self::Offer(offer) => write!(out, "eth{offer}"),
+        }
+    }
+}
+
 /// An interface of the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -179,6 +188,12 @@ impl Plan {
         }
         let find = |card| self.entries.iter().find(|entry| entry.card == card).copied();
         find(Card::Mac(mac)).or_else(|| find(Card::Offer(offer)))
+    }
+
+    /// Whether any card can be one of the guest's.
+    #[must_use]
+    pub fn names_cards(&self) -> bool {
+        !self.named || !self.entries.is_empty()
     }
 
     /// The entries, in the order they were given.

@@ -55,6 +55,16 @@ fn options() {
     assert_eq!(parse(&many.join(",")).unwrap_err(), BadOption::TooMany);
 }
 
+#[test]
+fn cards_have_names() {
+    for (text, names) in [("", true), ("none", false), ("eth0", true), (",", true)] {
+        assert_eq!(parse(text).unwrap().names_cards(), names, "{text}");
+    }
+    for name in ["eth17", "00:15:5d:01:02:ff"] {
+        assert_eq!(std::format!("{}", parse(name).unwrap().entries()[0].card), name);
+    }
+}
+
 proptest! {
     #[test]
     fn any_option(text in "(eth|00:15:5d:01:02:0|)[a-z0-9:,=]{0,60}") {

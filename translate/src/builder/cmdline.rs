@@ -49,6 +49,11 @@ pub struct Options<'a> {
     /// `pontoon.vbd=…`: which disk is which virtual block device, as given; empty: all of them, in
     /// the order they are found.
     pub vbd: &'a [u8],
+    /// `pontoon.vif=…`: which network card is which virtual interface, as given; empty: all of them,
+    /// in the order they are offered.
+    pub vif: &'a [u8],
+    /// `pontoon.net-spare=N`: cards that may be added later, for which memory is set aside.
+    pub net_spare: u8,
     /// `pontoon.` words that were not understood (unknown name or bad value), for a warning.
     pub unknown: Vec<&'a [u8]>,
 }
@@ -72,6 +77,8 @@ impl Default for Options<'_> {
             name: b"guest",
             uuid: None,
             vbd: &[],
+            vif: &[],
+            net_spare: 0,
             unknown: Vec::new(),
         }
     }
@@ -149,6 +156,10 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a [u8]) -> Option<()> {
         b"name" if (1..=MAX_NAME).contains(&value.len()) => options.name = value,
         b"uuid" => options.uuid = Some(uuid(value)?),
         b"vbd" => options.vbd = value,
+        b"vif" => options.vif = value,
+        b"net-spare" => {
+            options.net_spare = core::str::from_utf8(value).ok()?.parse().ok()?;
+        }
         _ => return None,
     }
     Some(())
@@ -241,6 +252,14 @@ mod tests {
         assert_eq!(options.uuid, Some(bytes));
         let (_, options) = split(b"pontoon.uuid=001122 pontoon.name=");
         assert_eq!((options.uuid, options.unknown.len()), (None, 2));
+    }
+
+    #[test]
+    fn cards_are_named() {
+        let (_, options) = split(b"pontoon.vif=eth1=0,eth0 pontoon.net-spare=2");
+        assert_eq!((options.vif, options.net_spare), (&b"eth1=0,eth0"[..], 2));
+        let (_, options) = split(b"pontoon.net-spare=256 pontoon.net-spare=-1 pontoon.net-spare=");
+        assert_eq!((options.vif, options.net_spare, options.unknown.len()), (&b""[..], 0, 3));
     }
 
     #[test]

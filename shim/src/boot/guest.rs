@@ -153,9 +153,9 @@ pub(super) fn launch(
     options: &Options<'_>,
 ) -> ! {
     let payload = payload(machine);
-    let (own_end, _) = frames::take_rest();
+    let region = frames::take_rest();
     let ranges = without(&machine.ram, &machine.image);
-    let ranges = without(&ranges, &(own.region.start..own_end));
+    let ranges = without(&ranges, &region);
     let limit = options.mem_bytes.map_or(u64::MAX, |bytes| bytes / PAGE_SIZE);
     let guest = GuestFrames::new(ranges, limit);
     let cmdline: &'static [u8] = guest_cmdline.leak();
@@ -189,11 +189,11 @@ pub(super) fn launch(
     dom.console.connect(start.console.base(), console_port);
     fill_m2p(&guest);
     start_store(dom, &plat, &start, &link, options.name);
-    crate::devices::attach(dom, &plat, options.vbd);
+    crate::devices::attach(dom, &plat, options);
     vcpu.mmu.l4 = start.cr3.0;
     dom.vcpus[0].l4.store(start.cr3.0, Relaxed);
     first_vcpu(dom, info);
-    report(machine, &own, own_end, &guest);
+    report(machine, &region, &guest);
     // SAFETY: the area is mapped and nobody uses it yet.
     let pc = unsafe { super::init_area(&own, vp_index, vcpu) };
     enter(machine, dom, pc, &start)
@@ -333,9 +333,9 @@ fn fill_m2p(guest: &GuestFrames) {
     }
 }
 
-fn report(machine: &BootMachine, own: &Own, own_end: u64, guest: &GuestFrames) {
+fn report(machine: &BootMachine, region: &Range<u64>, guest: &GuestFrames) {
     let image = machine.image.end - machine.image.start;
-    let region = own_end - own.region.start;
+    let region = region.end - region.start;
     let used = image + region;
     let total: u64 = machine.ram.iter().map(|r| r.end - r.start).sum();
     log!(
@@ -348,7 +348,7 @@ fn report(machine: &BootMachine, own: &Own, own_end: u64, guest: &GuestFrames) {
         total >> 20,
         time::since(machine.entered) / 1000,
     );
-    let budget = (8 << 20) + total / 500;
+    let budget = (8 << 20) + total / 500 + frames::added_bytes();
     if used > budget {
         log!(
             Warn,

@@ -70,6 +70,16 @@ pub fn place(ram: &Ranges, taken: &[Range<u64>], bytes: u64) -> Option<Range<u64
     })
 }
 
+/// Where the free memory begins that ends at `address`, clear of `taken`.
+pub fn free_below(ram: &Ranges, taken: &[Range<u64>], address: u64) -> u64 {
+    let mut free = ram.clone();
+    for range in taken {
+        free = without(&free, range);
+    }
+    let range = free.iter().find(|range| range.start < address && address <= range.end);
+    range.map_or(address, |range| range.start)
+}
+
 /// The guest's frames: pfns count up through the ranges.
 pub struct GuestFrames {
     ranges: Ranges,

@@ -30,6 +30,8 @@ const LARGE_PAGE: u64 = 1 << 21;
 const RESIDENT_HEAP: u64 = devices::HEAP_BYTES
     + (translate::gnttab::BOOKKEEPING_BYTES as u64).next_multiple_of(PAGE)
     + (translate::xenstore::DEFAULT_BYTES as u64).next_multiple_of(PAGE);
+/// What part of the memory devices may take beside what is set aside for them: one in so many.
+const DEVICES_SHARE: u64 = 16;
 /// Frames the ABI shares with the guest: shared_info, and the grant table at its largest.
 const SHARED_FRAMES: u64 = 1 + guest::GRANT_FRAMES;
 
@@ -70,7 +72,6 @@ struct BootMachine {
 
 /// The shim's own memory.
 struct Own {
-    region: Range<u64>,
     shared: Range<u64>,
     tables: ShimTables,
 }
@@ -171,8 +172,11 @@ fn run(machine: &BootMachine) -> ! {
     let Some(region) = memory::place(&machine.ram, &taken, bytes) else {
         give_up!("no room for the shim's {} KiB below 4 GiB", bytes >> 10)
     };
-    frames::init(region.start, region.end);
-    let own = match build_tables(machine, region, max_mfn, m2p_bytes) {
+    // Below it, as far as nothing else is there, it grows for devices.
+    let total: u64 = machine.ram.iter().map(|r| r.end - r.start).sum();
+    let floor = memory::free_below(&machine.ram, &taken, region.start);
+    frames::init(region.clone(), floor.max(region.start.saturating_sub(total / DEVICES_SHARE)));
+    let own = match build_tables(machine, max_mfn, m2p_bytes) {
         Ok(own) => own,
         Err(NoFrames) => give_up!("the shim's memory estimate is too small (page tables)"),
     };
@@ -180,12 +184,7 @@ fn run(machine: &BootMachine) -> ! {
 }
 
 /// Builds the final page tables and switches to them.
-fn build_tables(
-    machine: &BootMachine,
-    region: Range<u64>,
-    max_mfn: u64,
-    m2p_bytes: u64,
-) -> Result<Own, NoFrames> {
+fn build_tables(machine: &BootMachine, max_mfn: u64, m2p_bytes: u64) -> Result<Own, NoFrames> {
     // First, while the region's start is still aligned for large pages.
     let m2p = frames::alloc(m2p_bytes / PAGE, LARGE_PAGE).ok_or(NoFrames)?;
     let shared_start = frames::alloc(SHARED_FRAMES, PAGE).ok_or(NoFrames)?;
@@ -228,7 +227,7 @@ fn build_tables(
     let heap_start = frames::alloc(RESIDENT_HEAP / PAGE, PAGE).ok_or(NoFrames)?;
     // SAFETY: frames of the shim's, for good.
     unsafe { heap::init_resident(phys_to_virt(heap_start), RESIDENT_HEAP as usize) };
-    Ok(Own { region, shared, tables })
+    Ok(Own { shared, tables })
 }
 
 /// Maps a vCPU's area and GDT window and fills the stub and the reserved GDT page.
@@ -284,7 +283,7 @@ fn start_processor(machine: &BootMachine, mut own: Own) -> ! {
     log!(Info, "TSC by {source}{rate}, timer: {timer}");
     route_serial(&machine.acpi);
     if synic && hv.is_some_and(devices::possible) {
-        devices::start();
+        devices::start(&options);
     }
     guest::launch(machine, own, vp_index, cmdline, &options)
 }

@@ -17,11 +17,10 @@ use pv_frontends::disk::{Extent, Part};
 use pv_frontends::storvsc::{self, Sink, Unit};
 use pv_frontends::vbd::{self, Entry, Lun};
 use pv_frontends::vmbus::VmBus;
-use pv_frontends::xenbus::{Store, Stores};
 use spin::{Mutex, RwLock};
-use translate::xenstore;
 
 use super::search::Search;
+use super::store::{Access, Watcher};
 use crate::hv::vmbus::Hv;
 use crate::log;
 use crate::platform::Shim;
@@ -29,8 +28,6 @@ use crate::platform::Shim;
 /// A unit as a block device.
 pub type Device = storvsc::Disk<&'static VmBus<Hv>>;
 
-/// Events of the store taken at a time.
-const STORE_EVENTS: usize = 32;
 /// The vbd whose tags are those of searches for partitions; no vbd is it.
 pub(super) const SEARCH: u16 = MAX_VBDS - 1;
 
@@ -66,16 +63,6 @@ static DISKS: RwLock<Vec<Option<Arc<Disk>>>> = RwLock::new(Vec::new());
 static STARTED: AtomicBool = AtomicBool::new(false);
 /// Some vbd has more to do.
 static AGAIN: AtomicBool = AtomicBool::new(false);
-
-/// The store, for vbds.
-struct Access<'a, 'b>(&'a Env<'b, Shim<'b>>);
-
-impl Stores for Access<'_, '_> {
-    fn with<R>(&self, f: impl FnOnce(&mut dyn Store) -> R) -> Option<R> {
-        let Env { dom, plat, here } = self.0;
-        xenstore::with(dom, *plat, *here, |store| f(store))
-    }
-}
 
 fn disk(index: u16) -> Option<Arc<Disk>> {
     DISKS.read().get(usize::from(index))?.clone()
@@ -171,32 +158,20 @@ pub(super) fn release(env: &Env<'_, Shim<'_>>, port: u16) {
     }
 }
 
-/// Nodes that vbds watch were written. Whether there are more.
-pub(super) fn store_changed(env: &Env<'_, Shim<'_>>) -> bool {
-    let Env { dom, plat, here } = *env;
-    let mut buf = [0; 16];
-    for _ in 0..STORE_EVENTS {
-        if !dom.xenstore.internal_pending() {
-            return false;
+/// Nodes that a vbd watches were written.
+pub(super) fn frontend_changed(env: &Env<'_, Shim<'_>>, index: u16) {
+    if let Some(disk) = disk(index) {
+        disk.vbd.frontend_changed(env, &Access(env));
+        if disk.vbd.is_unsettled() {
+            AGAIN.store(true, Ordering::Relaxed);
         }
-        let event = xenstore::with(dom, plat, here, |store| {
-            store.next_internal_event(&mut buf).map(|(token, _)| token)
-        });
-        let Some(token) = event.flatten() else { return false };
-        if let Some(disk) = u16::try_from(token).ok().and_then(disk) {
-            disk.vbd.frontend_changed(env, &Access(env));
-            if disk.vbd.is_unsettled() {
-                AGAIN.store(true, Ordering::Relaxed);
-            }
-        }
-        reap(env);
     }
-    dom.xenstore.internal_pending()
+    reap(env);
 }
 
 /// Whether [`again`] may have something to do.
 pub(super) fn has_more() -> bool {
-    AGAIN.load(Ordering::Relaxed) || crate::guest::domain().xenstore.internal_pending()
+    AGAIN.load(Ordering::Relaxed)
 }
 
 /// Goes on with vbds that were not done. Whether some still are not.
@@ -204,8 +179,7 @@ pub(super) fn again(env: &Env<'_, Shim<'_>>) -> bool {
     if AGAIN.load(Ordering::Relaxed) && AGAIN.swap(false, Ordering::Relaxed) {
         each(None, |disk| settle_one(env, disk));
     }
-    let more = env.dom.xenstore.internal_pending() && store_changed(env);
-    more || AGAIN.load(Ordering::Relaxed)
+    AGAIN.load(Ordering::Relaxed)
 }
 
 /// Forgets vbds that are gone for good, and makes those that had to wait for their numbers.
@@ -223,11 +197,7 @@ fn reap(env: &Env<'_, Shim<'_>>) {
     for disk in &gone {
         let index = disk.vbd.index();
         if let Some(path) = disk.vbd.watched() {
-            let Env { dom, plat, here } = *env;
-            xenstore::with(dom, plat, here, |store| {
-                // The watch may be gone with the node.
-                let _ = store.unwatch(path.as_bytes(), index.into());
-            });
+            Watcher::Vbd(index).unwatch(env, &path);
         }
         let waiting = {
             let waiting = &mut KNOWN.lock().waiting;
@@ -387,13 +357,9 @@ fn make(env: &Env<'_, Shim<'_>>, unit: &Arc<Unit>, entry: Entry, extent: Option<
         disks[free] = Some(Arc::clone(&disk));
         disk
     };
-    let Env { dom, plat, here } = *env;
+    let watcher = Watcher::Vbd(disk.vbd.index());
     let announced = disk.vbd.announce(&Access(env)).is_ok()
-        && disk.vbd.watched().is_some_and(|path| {
-            let token = disk.vbd.index().into();
-            xenstore::with(dom, plat, here, |store| store.watch(path.as_bytes(), token))
-                == Some(Ok(()))
-        });
+        && disk.vbd.watched().is_some_and(|path| watcher.watch(env, &path));
     let sectors = disk.vbd.device().info().sectors;
     if announced {
         let at = entry.source.lun;

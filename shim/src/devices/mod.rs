@@ -1,12 +1,14 @@
 //! The devices: the host's VMBus below, the guest's backends above.
 //!
-//! Disks: [`block`]. Everything runs with interrupts off, on the processor that the host or the guest called: a
+//! Disks: [`block`]; network cards: [`net`]. Everything runs with interrupts off, on the processor that the host or the guest called: a
 //! message or signal of the host's comes by the VMBus interrupt, a request of the guest's by an
 //! event channel, time-outs by the processor's timer. At boot, before there is a guest, the same
 //! functions are called in a loop.
 
 mod block;
+mod net;
 mod search;
+mod store;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -17,9 +19,11 @@ use hv_abi::synic::MESSAGE_PAYLOAD_BYTES;
 use hv_abi::vmbus::OfferChannel;
 use hv_abi::vmbus::offer::interface;
 use pv_frontends::blkback::Env;
+use pv_frontends::netvsc::NetVsc;
 use pv_frontends::storvsc::{self, StorVsc};
 use pv_frontends::vmbus::{Channel, Driver, Event, Received, VmBus};
 use spin::Once;
+use translate::builder::cmdline::Options;
 use translate::domain::Domain;
 use translate::evtchn::{Backend, Here};
 
@@ -32,9 +36,11 @@ use crate::mm::{frames, pool};
 use crate::platform::Shim;
 use crate::{log, time};
 
-/// Pages for rings and what else the host and the shim share: 14 for a controller.
+/// Pages for rings and what else the host and the shim share: 14 for a controller. Network cards
+/// add what they take.
 pub const POOL_PAGES: u64 = 256;
-/// Heap for devices: some 41 KiB for a controller, 14 KiB for a queue of a disk.
+/// Heap for devices: some 41 KiB for a controller, 14 KiB for a queue of a disk, 60 KiB for a
+/// network card.
 pub const HEAP_BYTES: u64 = 1 << 20;
 
 /// How long the host may take to say what there is, in all.
@@ -79,35 +85,45 @@ fn with_env<R>(f: impl FnOnce(&Env<'_, Shim<'_>>) -> R) -> Option<R> {
 }
 
 /// Connects to VMBus and waits until the host's devices are known.
-pub fn start() {
+pub fn start(options: &Options<'_>) {
     let Some(pages) = frames::alloc(POOL_PAGES, 4096) else {
         log!(Error, "no memory for VMBus");
         return;
     };
     // SAFETY: the shim's own frames, for good.
-    unsafe { pool::init(pages >> 12, POOL_PAGES) };
+    unsafe { pool::add(pages >> 12, POOL_PAGES) };
+    net::start(options.vif, options.net_spare);
     let progress = Arc::new(Progress::default());
     let config = storvsc::Config { vps: alloc::vec![hv::current_vp_index()], ..Default::default() };
     let storage = Arc::new(StorVsc::new(block::Units, config));
-    let drivers: [Arc<dyn Driver<Hv>>; _] = [Arc::clone(&progress) as _, Arc::clone(&storage) as _];
+    let network = Arc::new(NetVsc::new(net::Cards, net::config()));
+    let drivers: [Arc<dyn Driver<Hv>>; _] =
+        [Arc::clone(&progress) as _, Arc::clone(&storage) as _, Arc::clone(&network) as _];
     let bus = BUS.call_once(|| VmBus::new(Hv, Box::new(drivers)));
     bus.connect();
-    let known = || progress.done.load(Ordering::Relaxed) && storage.is_settled();
+    let known =
+        || progress.done.load(Ordering::Relaxed) && storage.is_settled() && network.is_settled();
     if !run_until(known) {
-        log!(Warn, "the host has not said what disks there are");
+        log!(Warn, "the host has not said what disks and network cards there are");
     }
+    net::set_aside();
 }
 
-/// Shows the guest its disks: `vbd` is which, as `pontoon.vbd=` has it.
-pub fn attach(dom: &'static Domain, plat: &Shim<'_>, vbd: &[u8]) {
+/// Shows the guest its disks and network cards, those that the options name.
+pub fn attach(dom: &'static Domain, plat: &Shim<'_>, options: &Options<'_>) {
     if BUS.get().is_none() {
-        if !vbd.is_empty() {
+        if !options.vbd.is_empty() {
             log!(Error, "pontoon.vbd names disks, but there is no VMBus");
+        }
+        if !options.vif.is_empty() {
+            log!(Error, "pontoon.vif names network cards, but there is no VMBus");
         }
         return;
     }
     on_cpu(plat.cpu, || {
-        block::attach(&Env { dom, plat, here: Here::NOWHERE }, vbd);
+        let env = Env { dom, plat, here: Here::NOWHERE };
+        net::attach(&env);
+        block::attach(&env, options.vbd);
         if !run_until(|| !block::is_searching()) {
             log!(Warn, "the host does not let partitions be read");
         }
@@ -145,7 +161,10 @@ impl Driver<Hv> for Progress {
         if offer.interface_type == interface::SCSI && offer.sub_channel_index == 0 {
             block::controller_offered(offer.interface_instance);
         }
-        false
+        // Cards there is no memory for come here, where nothing is done with them.
+        offer.interface_type == interface::NETWORK
+            && offer.sub_channel_index == 0
+            && !net::card_offered(offer.interface_instance)
     }
     fn on_event(&self, _bus: &VmBus<Hv>, event: &Event) {
         match event {
@@ -212,8 +231,9 @@ pub fn kicked(plat: &Shim<'_>, dom: &Domain, here: Here<'_>, backend: Backend) -
     let env = Env { dom, plat, here };
     let more = on_cpu(plat.cpu, || match backend {
         Backend::Blk(port) => kicked_blk(&env, port),
-        Backend::Xenstore => block::store_changed(&env),
-        Backend::Console | Backend::Net(_) => false,
+        Backend::Net(port) => net::kicked(&env, port),
+        Backend::Xenstore => store::changed(&env),
+        Backend::Console => false,
     });
     settle(plat.cpu);
     more
@@ -260,9 +280,31 @@ fn work(cpu: &Cpu) -> Option<u64> {
     let bus = BUS.get()?;
     let next = on_cpu(cpu, || {
         let next = turns(bus);
-        if block::has_more() && with_env(block::again).unwrap_or(false) { 0 } else { next }
+        if !has_more() {
+            return next.min(net::next_ns());
+        }
+        let more = with_env(again).unwrap_or(false);
+        // What that put off.
+        let next = turns(bus).min(net::next_ns());
+        if more { 0 } else { next }
     });
     (next != u64::MAX).then_some(next)
+}
+
+/// Whether [`again`] may have something to do.
+fn has_more() -> bool {
+    let net_ns = net::next_ns();
+    block::has_more()
+        || crate::guest::domain().xenstore.internal_pending()
+        || net_ns != u64::MAX && net_ns <= time::now_ns()
+}
+
+/// Goes on with what backends have not done. Whether there is more.
+fn again(env: &Env<'_, Shim<'_>>) -> bool {
+    let blocks = block::has_more() && block::again(env);
+    let nets = net::next_ns() != u64::MAX && net::again(env);
+    let stored = env.dom.xenstore.internal_pending() && store::changed(env);
+    blocks || nets || stored
 }
 
 /// Tells the host to forget this guest: before a reset, and when it has crashed.

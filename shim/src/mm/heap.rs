@@ -31,6 +31,11 @@ pub unsafe fn init_resident(start: *mut u8, bytes: usize) {
     unsafe { HEAPS.resident.lock().init(start, bytes) };
 }
 
+/// Bytes of the resident heap that nobody has, perhaps in several pieces.
+pub fn free_bytes() -> usize {
+    HEAPS.resident.lock().free()
+}
+
 /// Sets up the boot heap; allocations come from it until [`close_boot`].
 ///
 /// # Safety

@@ -59,8 +59,10 @@ pub fn run(options: &Options) -> Result<()> {
         filter: (!options.matrix).then(|| "bookworm".into()),
         ..disks::Options::default()
     })?;
+    // The others take minutes each.
     net::net(&net::Options {
         kernel: options.matrix.then(|| DISK_KERNELS.into()),
+        filter: (!options.matrix).then(|| "user".into()),
         ..net::Options::default()
     })?;
     if options.matrix {

@@ -34,7 +34,7 @@ fn nothing_is_left_behind() {
         let (w, done, delivered) = (&w, &done, &delivered);
         scope.spawn(move || {
             while !done.load(Relaxed) {
-                if w.transmit(0, TxEnd::Sent) {
+                if w.transmit_early(0, TxEnd::Sent) {
                     w.settle();
                 }
                 std::thread::yield_now();

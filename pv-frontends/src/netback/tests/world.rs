@@ -265,12 +265,14 @@ impl World {
 
     /// Ends the way of the `index`-th of the packets at the card: the bytes are those it was given.
     pub fn transmit(&self, index: usize, end: TxEnd) -> bool {
-        let sent = {
-            let mut state = self.vif.device().state();
-            assert_eq!(state.uncommitted, 0, "the host was not told");
-            let Some(sent) = state.pending.remove(index) else { return false };
-            sent
-        };
+        assert_eq!(self.vif.device().state().uncommitted, 0, "the host was not told");
+        self.transmit_early(index, end)
+    }
+
+    /// The same, maybe amid a batch of another thread's.
+    pub fn transmit_early(&self, index: usize, end: TxEnd) -> bool {
+        let sent = self.vif.device().state().pending.remove(index);
+        let Some(sent) = sent else { return false };
         let mut bytes = Vec::new();
         for (gpfn, offset, len) in &sent.places {
             let bounce = self.bounce.iter().find(|page| page.gpfn == *gpfn);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# First process of the native network tests. Lines that begin with @@ are read by the test.
+# First process of the network tests. Lines that begin with @@ are read by the test.
 # On the command line: pontoon_test= which, pontoon_net= the third byte of the IPv4 network,
 # pontoon_port= the peer's port, pontoon_vlan= a VLAN there is.
 mount -t proc proc /proc
@@ -164,6 +164,58 @@ test_queues() {
 	try udp traffic udp "$there4:$port" 100 1472
 }
 
+# Under Xen's frontend: a card that comes and goes, and one whose channel does while it is used.
+test_xen() {
+	wait_for '[ -d /sys/class/net/eth0 ]'
+	echo "@@ mac $(cat /sys/class/net/eth0/address)"
+	addresses eth0 "$here4" "$here6"
+	wait_for 'pinged "$there4" 1 56'
+	try ping pinged "$there4" 100 56
+	try ping6 pinged "$there6" 50 1400
+	exchange plain 1000000 1472
+	try fragments traffic udp "$there4:$port" 20 8000
+	ethtool -K eth0 tx off tso off rx off >/dev/null || echo '@@ failed ethtool -K'
+	exchange none 300000 1472
+	ethtool -K eth0 tx on tso on rx on >/dev/null
+	tagged
+
+	echo '@@ peer-mtu 9000'
+	ip link set eth0 mtu 9000 || echo '@@ failed mtu 9000'
+	wait_for 'pinged "$there4" 1 56'
+	try ping-jumbo pinged "$there4" 20 8972
+	exchange jumbo 1000000 8900
+	echo '@@ peer-mtu 1500'
+	ip link set eth0 mtu 1500
+
+	echo '@@ link-down'
+	sleep 1
+	echo '@@ link-up'
+	wait_for 'pinged "$there4" 1 56'
+
+	for round in 1 2; do
+		echo "@@ attach-$round"
+		wait_for '[ -d /sys/class/net/eth1 ]'
+		ip link set eth1 up
+		echo "@@ second $(cat /sys/class/net/eth1/address)"
+		wait_for 'ip -6 addr show dev eth1 | grep -q fe80'
+		echo "@@ remove-$round"
+		wait_for '[ ! -d /sys/class/net/eth1 ]'
+	done
+
+	# Both ways across it: the interface stays, and so do connections.
+	traffic tcp "$there4:$port" down 6000000 2 >/tmp/down 2>&1 &
+	down=$!
+	traffic tcp "[$there6]:$port" up 6000000 2 >/tmp/up 2>&1 &
+	up=$!
+	sleep 1
+	echo '@@ reoffer'
+	if wait $down && wait $up; then
+		echo '@@ reoffered'
+	else
+		echo "@@ failed across the reoffer: $(cat /tmp/down /tmp/up)"
+	fi
+	exchange again 300000 1472
+}
 
 test_user() {
 	wait_for '[ -d /sys/class/net/eth0 ]'
@@ -179,6 +231,7 @@ test_user() {
 	try dhcp udhcpc -i eth0 -n -q -t 10 -s /lease
 	read -r address router </leased
 	echo "@@ leased $address $router"
+	echo "@@ features $(features eth0)"
 	for direction in down up; do
 		try "tcp-$direction" traffic tcp "$router:$port" $direction 4000000 1
 		try "tcp-$direction-8" traffic tcp "$router:$port" $direction 500000 8

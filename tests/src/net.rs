@@ -18,17 +18,27 @@ const INIT: &str = include_str!("../e2e/net-init.sh");
 
 /// Drivers; what they depend on is added.
 const MODULES: [&str; 3] = ["hv_vmbus", "hv_netvsc", "8021q"];
+const XEN_MODULES: [&str; 2] = ["xen-netfront", "8021q"];
 /// Built into some kernels.
 const PACKET_SOCKETS: &str = "af_packet";
 
 /// What busybox has not.
 const PROGRAM: &str = "/sbin/ethtool";
 
-/// The initramfs.
+/// The initramfs, with Hyper-V's drivers.
 pub fn initramfs(kernel: &Kernel) -> Result<Vec<u8>> {
+    initramfs_with(kernel, &MODULES)
+}
+
+/// The same with Xen's.
+pub fn initramfs_for_xen(kernel: &Kernel) -> Result<Vec<u8>> {
+    initramfs_with(kernel, &XEN_MODULES)
+}
+
+fn initramfs_with(kernel: &Kernel, modules: &[&str]) -> Result<Vec<u8>> {
     let read = |path: &Path| fs::read(path).with_context(|| path.display().to_string());
     let packets = [PACKET_SOCKETS].into_iter().filter(|name| kernel.modules(&[name]).is_ok());
-    let modules: Vec<_> = MODULES.into_iter().chain(packets).collect();
+    let modules: Vec<_> = modules.iter().copied().chain(packets).collect();
     let mut extras = parts::drivers(kernel, &modules)?;
     extras.push(Extra { name: "sbin/traffic".into(), data: read(&guests::program("traffic")?)? });
     let name = PROGRAM.trim_start_matches('/').to_owned();

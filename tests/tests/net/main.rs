@@ -1,5 +1,5 @@
-//! hvhost's network, judged by Linux's own Hyper-V driver, natively: on a TAP of this
-//! machine and on user-mode networking.
+//! hvhost's network, judged by Linux's own Hyper-V driver, natively, and the shim's, judged by
+//! Linux's Xen driver: on a TAP of this machine and on user-mode networking.
 //!
 //! Chosen by environment variables, which `cargo xtask net` sets from its options:
 //! - `PONTOON_E2E_KERNELS`: Debian suites whose kernels the guests run; default: bookworm.
@@ -12,6 +12,7 @@
 #[allow(dead_code, reason = "the disks' tests use all of it")]
 mod lab;
 mod native;
+mod xen;
 
 use lab::Lab;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     let kernels = std::env::var("PONTOON_E2E_KERNELS").unwrap_or_else(|_| "bookworm".into());
     let mut trials = Vec::new();
     for kernel in kernels.split(',') {
-        for (name, test) in native::TESTS {
+        for (name, test) in native::TESTS.into_iter().chain(xen::TESTS) {
             let (lab, spec) = (Arc::clone(&lab), kernel.to_owned());
             let run = move || {
                 let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);

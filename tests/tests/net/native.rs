@@ -21,7 +21,8 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(1200);
 const MAC: &str = "00:15:5d:12:34:56";
 
-type Test = fn(&mut Lab, &str) -> Result<()>;
+/// A test.
+pub type Test = fn(&mut Lab, &str) -> Result<()>;
 
 /// The tests every kernel has.
 pub const TESTS: [(&str, Test); 5] =
@@ -40,7 +41,7 @@ fn guest(lab: &mut Lab, spec: &str, test: &str, nets: &[String]) -> Result<Machi
     Ok(machine)
 }
 
-fn mark<'a>(transcript: &'a Transcript, name: &str) -> Result<&'a str> {
+pub fn mark<'a>(transcript: &'a Transcript, name: &str) -> Result<&'a str> {
     let mark = transcript.mark(name);
     mark.with_context(|| format!("nothing about {name}:\n{}", transcript.tail()))
 }
@@ -145,9 +146,20 @@ fn whole(
     ] {
         machine.more.extend(["--at".into(), at.into()]);
     }
+    on_tap(lab, &machine, network, Lab::run_as_is)
+}
+
+/// Runs a guest that talks to this machine, and says when packets are to be larger; what it said,
+/// and what was counted.
+pub fn on_tap(
+    lab: &mut Lab,
+    machine: &Machine,
+    network: &Network,
+    run: Run,
+) -> Result<(Transcript, Report)> {
     let before = net::checksum_errors()?;
     let (mut console, mut told, mut sizes) = (String::new(), 0, Ok(()));
-    let outcome = lab.run_as_is(&machine, &Input::default(), &mut |bytes| {
+    let outcome = run(lab, machine, &Input::default(), &mut |bytes| {
         console.push_str(&String::from_utf8_lossy(bytes));
         let asked = console.lines().filter_map(|line| line.strip_prefix("@@ peer-mtu "));
         // The last line may be half there.
@@ -164,7 +176,8 @@ fn whole(
     Ok(result)
 }
 
-fn place(network: &Network) -> String {
+/// Words that tell the guest of its network.
+pub fn place(network: &Network) -> String {
     format!(" pontoon_net={} pontoon_port={}", network.number, network.port)
 }
 
@@ -189,10 +202,20 @@ fn queues(lab: &mut Lab, spec: &str) -> Result<()> {
 
 /// An address by DHCP, traffic to this machine, and from it through a forwarded port.
 fn user(lab: &mut Lab, spec: &str) -> Result<()> {
+    let machine = guest(lab, spec, "user", &[])?;
+    on_user_network(lab, &machine, Lab::run_as_is).map(drop)
+}
+
+/// How a lab runs a machine.
+pub type Run = fn(&mut Lab, &Machine, &Input, &mut dyn FnMut(&[u8])) -> Result<Outcome>;
+
+/// Runs a guest that does `user` on a network of its own; what it said, and what was counted.
+pub fn on_user_network(lab: &mut Lab, machine: &Machine, run: Run) -> Result<(Transcript, Report)> {
     let port = traffic::serve(0)?;
     let forwarded = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     let net = format!("user,hostfwd=tcp:127.0.0.1:{forwarded}-:4000");
-    let mut machine = guest(lab, spec, "user", &[net])?;
+    let mut machine = machine.clone();
+    machine.nets.push(net.parse()?);
     machine.append.push_str(&format!(" pontoon_net=0 pontoon_port={port}"));
     let input = Input::default();
     let (serving, wanted) = mpsc::channel();
@@ -209,7 +232,7 @@ fn user(lab: &mut Lab, spec: &str) -> Result<()> {
         result
     });
     let mut console = String::new();
-    let outcome = lab.run_as_is(&machine, &input, &mut |bytes| {
+    let outcome = run(lab, &machine, &input, &mut |bytes| {
         let before = console.contains("@@ serving");
         console.push_str(&String::from_utf8_lossy(bytes));
         if !before && console.contains("@@ serving") {
@@ -217,9 +240,9 @@ fn user(lab: &mut Lab, spec: &str) -> Result<()> {
         }
     });
     drop(serving);
-    let (transcript, _) = good(&outcome?)?;
+    let (transcript, report) = good(&outcome?)?;
     caller.join().map_err(|_| anyhow::anyhow!("the caller is gone"))??;
     let leased = mark(&transcript, "leased")?;
     ensure!(leased == "10.0.2.15 10.0.2.2", "address and router: {leased}");
-    Ok(())
+    Ok((transcript, report))
 }

@@ -18,6 +18,9 @@ pub struct Options {
     /// Where to run: auto, kvm or nested.
     #[arg(long, value_name = "PLACE")]
     pub under: Option<String>,
+    /// Not tests whose name contains this.
+    #[arg(long, value_name = "WORD")]
+    pub skip: Vec<String>,
     /// Only tests whose name contains this.
     pub filter: Option<String>,
 }
@@ -35,6 +38,7 @@ pub fn disks(options: &Options) -> Result<()> {
         ("PONTOON_E2E_UNDER", options.under.clone()),
     ];
     command.envs(variables.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    command.args(options.skip.iter().flat_map(|word| ["--skip", word]));
     command.args(&options.filter);
     run(&mut command)
 }

@@ -164,7 +164,7 @@ impl World {
 
     /// Lets the store work until there is nothing to do, or for a guest that does not read.
     fn pump(&mut self, budget: usize) {
-        for _ in 0..200 {
+        for _ in 0..20_000 {
             self.put();
             let more = self.serve(budget);
             if self.reads {

@@ -381,7 +381,9 @@ fn last_words(dir: &Path) -> String {
     for name in ["qemu", "log"] {
         let text = fs::read(dir.join(name)).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).into_owned();
-        if let Some(line) = text.lines().rfind(|l| !l.trim().is_empty()) {
+        // A kernel's reason to panic is not the last it says.
+        let panic = text.lines().rfind(|l| l.contains("Kernel panic"));
+        if let Some(line) = panic.or_else(|| text.lines().rfind(|l| !l.trim().is_empty())) {
             words = line.trim().to_owned();
         }
     }

@@ -20,7 +20,7 @@ const FIO_INIT: &str = concat!(
 );
 
 /// Drivers; what they depend on is added.
-const MODULES: [&str; 6] = ["hv_vmbus", "hv_storvsc", "sd_mod", "sr_mod", "ext4", "isofs"];
+const MODULES: [&str; 5] = ["hv_storvsc", "sd_mod", "sr_mod", "ext4", "isofs"];
 
 /// Programs busybox has not, or not as well.
 const PROGRAMS: [&str; 3] = ["/usr/sbin/sfdisk", "/usr/sbin/mke2fs", "/usr/sbin/blkdiscard"];

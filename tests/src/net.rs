@@ -17,7 +17,7 @@ use std::thread;
 const INIT: &str = include_str!("../e2e/net-init.sh");
 
 /// Drivers; what they depend on is added.
-const MODULES: [&str; 3] = ["hv_vmbus", "hv_netvsc", "8021q"];
+const MODULES: [&str; 2] = ["hv_netvsc", "8021q"];
 const XEN_MODULES: [&str; 2] = ["xen-netfront", "8021q"];
 /// Built into some kernels.
 const PACKET_SOCKETS: &str = "af_packet";

@@ -172,7 +172,7 @@ poweroff -f
 
 fn initrd(kernel: &Kernel, native: bool, phases: &[String]) -> Result<Vec<u8>> {
     let (drivers, disk): (&[&str], _) = if native {
-        (&["crct10dif_generic", "hv_vmbus", "hv_storvsc", "sd_mod"], "sda")
+        (&["crct10dif_generic", "hv_storvsc", "sd_mod"], "sda")
     } else {
         (&["xen-blkfront"], "xvda")
     };

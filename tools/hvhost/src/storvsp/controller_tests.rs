@@ -1,164 +1,38 @@
 //! A whole conversation: hypercalls, messages, rings and SCSI, without KVM.
 
 use super::*;
-use crate::memory::allocate;
-use crate::stats::Counters;
 use crate::storvsp::options::DiskOptions;
-use crate::synic::{SintSink, Synic};
-use crate::vmbus::Bus;
-use crate::vmbus::ring::{Incoming, Outgoing, RingPages};
-use hv_abi::HvStatus;
-use hv_abi::hypercall::{CallCode, Control};
-use hv_abi::msr::{HV_X64_MSR_SIEFP, HV_X64_MSR_SIMP, PageMsr};
+use crate::vmbus::test_guest::{Guest, Open};
 use hv_abi::scsi::{LunListHeader, ScsiStatus, Sense, SenseKey};
-use hv_abi::vmbus::message::{CloseChannel, OpenChannel, OpenResult, RelidReleased};
+use hv_abi::vmbus::message::{CloseChannel, RelidReleased};
 use hv_abi::vmbus::packet::GpaDirectHeader;
-use hv_abi::vmbus::version::{FeatureFlags, TargetInfo, VersionResponse};
 use hv_abi::vmbus::{
-    ChannelId, GpaRange, GpadlCreated, GpadlHeader, GpadlId, GpadlTeardown, GpadlTorndown,
-    InitiateContact, MessageHeader, MessageType, PacketDescriptor, RescindChannelOffer,
-    Version as BusVersion,
+    ChannelId, GpaRange, GpadlId, GpadlTeardown, GpadlTorndown, MessageHeader, MessageType,
+    RescindChannelOffer,
 };
-use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
-use zerocopy::Immutable;
 
-struct Nobody;
-
-impl SintSink for Nobody {
-    fn inject(&self, _: u32, _: u8) {}
-    fn kick(&self, _: u32) {}
-}
-
-const SLOT: u64 = 0x5000 + 2 * 256;
-const HYPERCALL: u64 = 0x7000;
 const DATA: u64 = 0x20_0000;
-
-struct Guest {
-    memory: Memory,
-    synic: Arc<Synic>,
-    bus: Arc<Bus>,
-    counters: Arc<Counters>,
-}
-
-/// The guest's ends of an open channel.
-struct Open {
-    id: ChannelId,
-    out: Outgoing,
-    inc: Incoming,
-}
+/// Data pages of a ring.
+const RING: u64 = 2;
 
 impl Guest {
     /// A guest that is connected, and the controller it will find.
-    fn new(sub_channels: u16) -> (Self, Arc<Controller>, usize) {
-        let memory = allocate(64 << 20).unwrap();
-        let synic = Arc::new(Synic::new(memory.clone(), 1, Box::new(Nobody)));
-        let counters = Arc::<Counters>::default();
-        let bus = Bus::new(&memory, synic.clone(), None, counters.clone());
-        let controller = Arc::new(Controller::new(0, &memory, sub_channels, false));
-        let device = bus.offer(controller.clone()).unwrap();
-        let (simp, siefp) = (PageMsr::enabled_at(0x5000), PageMsr::enabled_at(0x6000));
-        synic.update(0, HV_X64_MSR_SIMP, 1, simp, siefp);
-        synic.update(0, HV_X64_MSR_SIEFP, 1, simp, siefp);
-        let guest = Self { memory, synic, bus, counters };
-        guest.post(&InitiateContact {
-            version: BusVersion::V5_3,
-            interrupt_page_or_target_info: TargetInfo::new(2, 0, FeatureFlags::empty()).0,
-            ..InitiateContact::empty()
+    fn with_controller(sub_channels: u16) -> (Self, Arc<Controller>, usize) {
+        let mut offered = None;
+        let guest = Self::new(|memory, bus, _| {
+            let controller = Arc::new(Controller::new(0, memory, sub_channels, false));
+            let device = bus.offer(controller.clone()).unwrap();
+            offered = Some((controller, device));
         });
-        assert_eq!(guest.message::<VersionResponse>().version_supported, 1);
-        guest.post(&MessageHeader::new(MessageType::REQUEST_OFFERS));
+        let (controller, device) = offered.unwrap();
         (guest, controller, device)
-    }
-
-    fn post(&self, message: &(impl IntoBytes + Immutable)) {
-        let bytes = message.as_bytes();
-        let header = [4u32, 0, 1, bytes.len() as u32];
-        self.memory.write_slice(header.as_bytes(), GuestAddress(HYPERCALL)).unwrap();
-        self.memory.write_slice(bytes, GuestAddress(HYPERCALL + 16)).unwrap();
-        let status = self.bus.hypercall(Control::new(CallCode::POST_MESSAGE), HYPERCALL);
-        assert_eq!(status, HvStatus::SUCCESS);
-    }
-
-    /// Waits for a message of this type; others are thrown away.
-    fn message<T: ControlMessage>(&self) -> T {
-        let until = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < until {
-            self.synic.deliver(0);
-            let mut bytes = [0u8; 256];
-            self.memory.read_slice(&mut bytes, GuestAddress(SLOT)).unwrap();
-            if bytes[0] == 0 {
-                std::thread::sleep(Duration::from_millis(1));
-                continue;
-            }
-            self.memory.write_obj(0u32, GuestAddress(SLOT)).unwrap();
-            if let Some(message) = T::parse(&bytes[16..16 + usize::from(bytes[4])]) {
-                return message;
-            }
-        }
-        panic!("no {:?}", T::TYPE)
-    }
-
-    /// Opens a channel with rings of two data pages each at page `at`.
-    fn open(&self, id: ChannelId, at: u64) -> Open {
-        let pages: Vec<u64> = (at..at + 6).collect();
-        let header = GpadlHeader {
-            channel_id: id,
-            gpadl_id: GpadlId(at as u32),
-            range_bytes: 56,
-            range_count: 1,
-            ..GpadlHeader::empty()
-        };
-        let range = GpaRange { byte_count: 6 * 4096, byte_offset: 0 };
-        let mut list = [0u8; 56];
-        list[..8].copy_from_slice(range.as_bytes());
-        list[8..].copy_from_slice(pages.as_bytes());
-        let mut message = [0u8; 76];
-        message[..20].copy_from_slice(header.as_bytes());
-        message[20..].copy_from_slice(&list);
-        self.post(&message);
-        assert!(self.message::<GpadlCreated>().status.is_success());
-        self.post(&OpenChannel {
-            channel_id: id,
-            ring_gpadl: GpadlId(at as u32),
-            downstream_page_offset: 3,
-            ..OpenChannel::empty()
-        });
-        assert!(self.message::<OpenResult>().status.is_success());
-        let ring = |pages: &[u64]| {
-            let pages: Vec<u64> = pages.iter().map(|p| p * 4096).collect();
-            RingPages::new(&self.memory, &pages).unwrap()
-        };
-        let out = Outgoing::new(ring(&pages[..3])).unwrap();
-        Open { id, out, inc: Incoming::new(ring(&pages[3..])).unwrap() }
-    }
-
-    fn signal(&self, id: ChannelId) {
-        let control = Control::new(CallCode::SIGNAL_EVENT).fast();
-        assert_eq!(self.bus.hypercall(control, (0x2000 | id.0).into()), HvStatus::SUCCESS);
     }
 
     /// Sends a packet and waits for the next from the host.
     fn transact(&self, open: &mut Open, kind: PacketType, more: &[u8], payload: &[u8]) -> Vec<u8> {
-        let flags = PacketDescriptor::COMPLETION_REQUESTED;
-        let packet = Outbound { kind, flags, transaction: 77, more, payload };
-        assert!(open.out.put(&packet).unwrap());
-        open.out.commit();
-        self.signal(open.id);
-        self.receive(open)
-    }
-
-    fn receive(&self, open: &mut Open) -> Vec<u8> {
-        let mut packet = Packet::default();
-        let until = Instant::now() + Duration::from_secs(20);
-        while !open.inc.next(&mut packet).unwrap() {
-            assert!(Instant::now() < until, "no answer");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if open.inc.commit() {
-            self.signal(open.id);
-        }
-        packet.payload().to_vec()
+        self.send(open, kind, true, more, payload);
+        self.receive(open).payload().to_vec()
     }
 
     fn ask(&self, open: &mut Open, operation: Operation, body: &[u8]) -> (NtStatus, Vec<u8>) {
@@ -214,8 +88,8 @@ fn disk(dir: &tempfile::TempDir, byte: u8) -> Disk {
 
 #[test]
 fn initialization_is_in_order() {
-    let (guest, _, _) = Guest::new(3);
-    let mut open = guest.open(ChannelId(1), 0x400);
+    let (guest, _, _) = Guest::with_controller(3);
+    let mut open = guest.open(ChannelId(1), 0x400, RING);
     let state = NtStatus::INVALID_DEVICE_STATE;
     assert_eq!(guest.ask(&mut open, Operation::END_INITIALIZATION, &[]).0, state);
     assert_eq!(guest.ask(&mut open, Operation::EXECUTE_SRB, &[]).0, state);
@@ -240,10 +114,10 @@ fn initialization_is_in_order() {
 
 #[test]
 fn disks_come_and_go() {
-    let (guest, controller, device) = Guest::new(1);
+    let (guest, controller, device) = Guest::with_controller(1);
     let dir = tempfile::tempdir().unwrap();
     assert!(controller.add(0, disk(&dir, 1)));
-    let mut open = guest.open(ChannelId(1), 0x400);
+    let mut open = guest.open(ChannelId(1), 0x400, RING);
     guest.initialize(&mut open);
     let read = [0x28, 0, 0, 0, 0, 1, 0, 0, 2, 0];
     let answer = guest.scsi(&mut open, 0, &read, 4096);
@@ -260,7 +134,7 @@ fn disks_come_and_go() {
     assert_eq!(guest.memory.read_obj::<u8>(GuestAddress(DATA)).unwrap(), 0x7f);
 
     assert!(controller.add(5, disk(&dir, 2)) && !controller.add(5, disk(&dir, 3)));
-    let (header, _) = Header::read_from_prefix(guest.receive(&mut open).as_slice()).unwrap();
+    let (header, _) = Header::read_from_prefix(guest.receive(&mut open).payload()).unwrap();
     assert_eq!(header.operation, Operation::ENUMERATE_BUS);
     assert_eq!(guest.scsi(&mut open, 5, &read, 4096).srb_status, SrbStatus::SUCCESS);
     let luns = guest.scsi(&mut open, 0, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0], 4096);
@@ -283,15 +157,15 @@ fn disks_come_and_go() {
     guest.post(&RelidReleased { channel_id: ChannelId(1), ..RelidReleased::empty() });
     let offer = guest.message::<OfferChannel>();
     assert_ne!(offer.channel_id, ChannelId(1));
-    let mut open = guest.open(offer.channel_id, 0x500);
+    let mut open = guest.open(offer.channel_id, 0x500, RING);
     guest.initialize(&mut open);
     assert_eq!(guest.scsi(&mut open, 0, &read, 4096).srb_status, SrbStatus::SUCCESS);
 }
 
 #[test]
 fn closing_ends_the_worker_and_nonsense_does_not_end_the_host() {
-    let (guest, _, _) = Guest::new(0);
-    let mut open = guest.open(ChannelId(1), 0x400);
+    let (guest, _, _) = Guest::with_controller(0);
+    let mut open = guest.open(ChannelId(1), 0x400, RING);
     guest.initialize(&mut open);
     // Too much data, no data where some is named, no memory there.
     let overrun = guest.scsi(&mut open, 0, &[0x25], 8192);
@@ -312,6 +186,6 @@ fn closing_ends_the_worker_and_nonsense_does_not_end_the_host() {
     assert_eq!(guest.message::<GpadlTorndown>().gpadl_id, gpadl_id);
     assert!(guest.counters.report("", None).channels["scsi0"].malformed >= 3);
     guest.memory.write_slice(&[0; 4096], GuestAddress(0x40_0000)).unwrap();
-    let mut open = guest.open(ChannelId(1), 0x400);
+    let mut open = guest.open(ChannelId(1), 0x400, RING);
     guest.initialize(&mut open);
 }

@@ -21,6 +21,19 @@ pub fn cargo(args: &[&str]) -> Result<()> {
     run(&mut cargo_command(args)?)
 }
 
+/// Runs the tests of guests in `tests/tests/{test}`: with what of `variables` has a value, and
+/// `args`.
+pub fn boot_tests<'a>(
+    test: &str,
+    variables: impl IntoIterator<Item = (&'a str, Option<String>)>,
+    args: impl IntoIterator<Item = &'a str>,
+) -> Result<()> {
+    let mut command = cargo_command(&["test", "--package", "pontoon-tests", "--test", test, "--"])?;
+    command.env("PONTOON_E2E", "1");
+    command.envs(variables.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    run(command.args(args))
+}
+
 /// Says what is run, runs it, and makes its failure ours.
 pub fn run(command: &mut Command) -> Result<()> {
     let mut line = command.get_program().to_string_lossy().into_owned();

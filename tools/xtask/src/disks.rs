@@ -1,6 +1,6 @@
 //! `disks`: guests with disks.
 
-use crate::command::{cargo_command, run};
+use crate::command::boot_tests;
 use anyhow::Result;
 
 /// Options of `disks`.
@@ -28,17 +28,12 @@ pub struct Options {
 /// Runs `tests/tests/disks`.
 pub fn disks(options: &Options) -> Result<()> {
     pontoon::setup::for_testing()?;
-    let mut command =
-        cargo_command(&["test", "--package", "pontoon-tests", "--test", "disks", "--"])?;
-    command.env("PONTOON_E2E", "1");
     let variables = [
         ("PONTOON_E2E_KERNELS", options.kernel.clone()),
         ("PONTOON_DISKS_CUTS", options.cuts.map(|cuts| cuts.to_string())),
         ("PONTOON_DISKS_COPY_MIB", options.copy.map(|mib| mib.to_string())),
         ("PONTOON_E2E_UNDER", options.under.clone()),
     ];
-    command.envs(variables.into_iter().filter_map(|(name, value)| Some((name, value?))));
-    command.args(options.skip.iter().flat_map(|word| ["--skip", word]));
-    command.args(&options.filter);
-    run(&mut command)
+    let skip = options.skip.iter().flat_map(|word| ["--skip", word]);
+    boot_tests("disks", variables, skip.chain(options.filter.as_deref()))
 }

@@ -1,6 +1,6 @@
 //! `net`: guests on hvhost's network adapters.
 
-use crate::command::{cargo_command, run};
+use crate::command::boot_tests;
 use anyhow::Result;
 
 /// Options of `net`.
@@ -19,14 +19,9 @@ pub struct Options {
 /// Runs `tests/tests/net`.
 pub fn net(options: &Options) -> Result<()> {
     pontoon::setup::for_testing()?;
-    let mut command =
-        cargo_command(&["test", "--package", "pontoon-tests", "--test", "net", "--"])?;
-    command.env("PONTOON_E2E", "1");
     let variables = [
         ("PONTOON_E2E_KERNELS", options.kernel.clone()),
         ("PONTOON_E2E_UNDER", options.under.clone()),
     ];
-    command.envs(variables.into_iter().filter_map(|(name, value)| Some((name, value?))));
-    command.args(&options.filter);
-    run(&mut command)
+    boot_tests("net", variables, options.filter.as_deref())
 }

@@ -1,6 +1,6 @@
 //! `test`, `e2e`.
 
-use crate::command::{cargo, cargo_command, run as run_command};
+use crate::command::{boot_tests, cargo};
 use crate::{disks, fuzz, net};
 use anyhow::Result;
 
@@ -107,19 +107,10 @@ pub fn images(test: &str) -> Result<()> {
 }
 
 fn boots(options: &E2e) -> Result<()> {
-    let mut command =
-        cargo_command(&["test", "--package", "pontoon-tests", "--test", "e2e", "--"])?;
-    command.env("PONTOON_E2E", "1");
     let variables = [
-        ("PONTOON_E2E_KERNELS", &options.kernel),
-        ("PONTOON_E2E_WITHOUT", &options.hv_without),
-        ("PONTOON_E2E_UNDER", &options.under),
+        ("PONTOON_E2E_KERNELS", options.kernel.clone()),
+        ("PONTOON_E2E_WITHOUT", options.hv_without.clone()),
+        ("PONTOON_E2E_UNDER", options.under.clone()),
     ];
-    for (name, value) in variables {
-        if let Some(value) = value {
-            command.env(name, value);
-        }
-    }
-    command.args(&options.filter);
-    run_command(&mut command)
+    boot_tests("e2e", variables, options.filter.as_deref())
 }

@@ -20,6 +20,9 @@ pub struct Options {
     /// Seconds for each target [default: 60].
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
+    /// Where libFuzzer's choices start [default: elsewhere each time].
+    #[arg(long, value_name = "N")]
+    seed: Option<u32>,
     /// Targets at once [default: one for each processor].
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
@@ -52,6 +55,9 @@ const RSS_MIB: u32 = 1024;
 const CORPUS_BYTES: u64 = 200 << 10;
 /// Lines of a failed run's output that are shown.
 const TAIL: usize = 30;
+/// The seed of test runs: what they find they find again, and a change is not failed for what was
+/// there before. Other seeds are for those who look for faults.
+const TEST_SEED: u32 = 1;
 
 /// A target, as the program lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +70,7 @@ struct Target {
 /// The program, and where it works.
 struct Fuzzer {
     program: PathBuf,
+    seed: Option<u32>,
     /// Inputs found, logs.
     work: PathBuf,
     /// Inputs that failed.
@@ -74,7 +81,7 @@ struct Fuzzer {
 
 /// Runs targets.
 pub fn run(options: &Options) -> Result<()> {
-    let fuzzer = Fuzzer::build()?;
+    let fuzzer = Fuzzer::build(options.seed)?;
     let mut targets = fuzzer.targets()?;
     for name in &options.targets {
         ensure!(targets.iter().any(|t| t.name == *name), "no target is named {name}");
@@ -90,13 +97,13 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// What every test run does: a minute of the targets that are required, a few seconds of the rest.
 pub fn for_test() -> Result<()> {
-    let fuzzer = Fuzzer::build()?;
+    let fuzzer = Fuzzer::build(Some(TEST_SEED))?;
     let targets = fuzzer.targets()?.into_iter();
     fuzzer.all(targets.map(|t| if t.is_required { (t, 60) } else { (t, 10) }), None)
 }
 
 impl Fuzzer {
-    fn build() -> Result<Self> {
+    fn build(seed: Option<u32>) -> Result<Self> {
         pontoon::setup::for_testing()?;
         let root = workspace()?;
         let target_dir = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
@@ -112,6 +119,7 @@ impl Fuzzer {
         )?;
         let fuzzer = Self {
             program: build_dir.join(HOST).join("fuzz/pontoon-fuzz"),
+            seed,
             work: build_dir.join("work"),
             artifacts: target_dir.join("fuzz-artifacts"),
             corpus: root.join("tests/fuzz/corpus"),
@@ -187,6 +195,8 @@ impl Fuzzer {
             .arg(&found)
             .args(self.starts(target)?)
             .arg(format!("-max_total_time={seconds}"))
+            // 0 is any.
+            .arg(format!("-seed={}", self.seed.unwrap_or(0)))
             .arg(format!("-max_len={}", target.max_len))
             .arg(format!("-timeout={TIMEOUT_SECONDS}"))
             .arg(format!("-rss_limit_mb={RSS_MIB}"))
@@ -247,10 +257,12 @@ impl Fuzzer {
     }
 }
 
-/// What a failed run says: its last lines, and how to repeat it.
+/// What a failed run says: the panic and what follows, or its last lines, and how to repeat it.
 fn failure(target: &Target, log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
-    let mut text = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+    let panic = lines.iter().position(|line| line.contains("panicked at"));
+    let from = panic.unwrap_or(lines.len().saturating_sub(TAIL));
+    let mut text = lines[from..].iter().take(TAIL).copied().collect::<Vec<_>>().join("\n");
     let written = "Test unit written to ";
     if let Some(path) = lines.iter().find_map(|line| line.split_once(written)) {
         let path = Path::new(path.1.trim()).display().to_string();
@@ -325,9 +337,11 @@ mod tests {
         assert_eq!(target("xenstore 4096 1"), Some(xenstore.clone()));
         assert_eq!(target("xenstore"), None);
         let log = "panicked at x\nartifact_prefix='a'; Test unit written to a/xenstore-crash-1\n";
+        let log = format!("{LOG}{log}{}", "a line of its trace\n".repeat(TAIL));
+        let failure = failure(&xenstore, &log);
+        assert!(failure.starts_with("panicked at x"));
         assert!(
-            failure(&xenstore, log)
-                .ends_with("again: cargo run -p pontoon-fuzz -- xenstore a/xenstore-crash-1")
+            failure.ends_with("again: cargo run -p pontoon-fuzz -- xenstore a/xenstore-crash-1")
         );
     }
 }

@@ -17,11 +17,28 @@ pub(super) enum Unit {
     Discard(u64),
 }
 
+/// When a unit was done, and how many of these times were answered for.
+#[derive(Default)]
+pub(super) struct Done {
+    times: Vec<u64>,
+    answered: usize,
+}
+
+impl Done {
+    /// Takes one for a request placed at that time: when that was at the earliest. Requests may
+    /// have units in common, and whose was done first is not known.
+    pub(super) fn answer(&mut self, placed: u64) -> Option<u64> {
+        self.answered += 1;
+        let is_done = self.answered <= self.times.len();
+        self.times.iter().copied().find(|at| is_done && *at > placed)
+    }
+}
+
 /// What the device was given, and what it has done; `clock` counts both.
 #[derive(Default)]
 pub(super) struct Book {
     pub(super) pending: Vec<(Tag, Vec<Unit>, bool, u64)>,
-    pub(super) done: BTreeMap<Unit, Vec<u64>>,
+    pub(super) done: BTreeMap<Unit, Done>,
     /// When flushes that succeeded were submitted.
     pub(super) flushes: Vec<u64>,
     pub(super) clock: u64,
@@ -51,7 +68,7 @@ impl Disk {
         book.clock += 1;
         let now = book.clock;
         if well {
-            units.into_iter().for_each(|unit| book.done.entry(unit).or_default().push(now));
+            units.into_iter().for_each(|unit| book.done.entry(unit).or_default().times.push(now));
             if is_flush {
                 book.flushes.push(submitted);
             }

@@ -379,8 +379,9 @@ impl World {
                 }
                 let mut last = asked.placed;
                 for unit in units {
-                    let done = book.done.get_mut(unit).and_then(Vec::pop);
-                    last = last.max(done.unwrap_or_else(|| panic!("{unit:?} was not done")));
+                    let done = book.done.get_mut(unit);
+                    let at = done.and_then(|done| done.answer(asked.placed));
+                    last = last.max(at.unwrap_or_else(|| panic!("{unit:?} was not done")));
                 }
                 if *flush && !failed {
                     assert!(book.flushes.iter().any(|at| *at > last), "{asked:?} without a flush");
@@ -555,10 +556,13 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let bad =
         [&[0x40, 0xc0, 0x11, 8], direct, &[5, 0x0a, 0x1a, 0x1b], more, &[5, 0x0b], done, &[0xfe]]
             .concat();
+    // A barrier's write, which another queue does, too, after its flush.
+    let twins: &[u8] = &[0, 0x20, 1, 8, 0, 0, 0, 0x90, 1, 8, 0, 0, 5, 7, 0, 7, 1, 0x17, 1, 0];
+    let twins = [&[0xe2, 0xc0, 0x77, 60], twins].concat();
     let spoilt =
         [&[0xe0, 0xc0, 0x35, 8], direct, &[5, 0x3d, 9, 9, 0, 0, 5, 0x6d, 7, 0x6d, 3], done]
             .concat();
-    vec![plain, small, several, paged, bad, spoilt]
+    vec![plain, small, several, paged, bad, twins, spoilt]
 }
 
 #[cfg(test)]

@@ -443,7 +443,8 @@ impl World {
 
     fn end(mut self) -> u64 {
         self.fake.inner().free_pages = 10_000;
-        for id in CHANNELS.rev() {
+        // Here the channel they belong to goes first.
+        for id in CHANNELS {
             if self.server.offers.contains_key(&id) {
                 self.rescind(id);
                 self.run();

@@ -5,6 +5,7 @@ use crate::storvsp::fault::{Fault, Kind, Op};
 use crate::storvsp::io::{Aligned, Transfer};
 use crate::storvsp::medium::Medium;
 use crate::storvsp::options::{DiskOptions, Format};
+use crate::storvsp::pace::Pace;
 use crate::storvsp::qcow2::Qcow2;
 use crate::storvsp::raw::Raw;
 use anyhow::{Context, Result, ensure};
@@ -12,6 +13,7 @@ use hv_abi::Guid;
 use std::io;
 use std::path::Path;
 use std::thread;
+use std::time::Instant;
 use vm_memory::VolatileSlice;
 
 /// Most bytes written at once where a block is repeated.
@@ -29,6 +31,7 @@ pub struct Disk {
     dvd: bool,
     id: Guid,
     faults: Vec<Fault>,
+    pace: Option<Pace>,
 }
 
 impl Disk {
@@ -63,6 +66,7 @@ impl Disk {
             dvd: options.dvd,
             id,
             faults: faults.iter().filter(here).cloned().collect(),
+            pace: options.iops.map(Pace::new),
         })
     }
 
@@ -135,6 +139,7 @@ impl Disk {
         pieces: impl FnOnce(u64) -> Option<Vec<VolatileSlice<'a>>>,
     ) -> io::Result<u64> {
         let op = if kind == Transfer::Read { Op::Read } else { Op::Write };
+        let begin = Instant::now();
         let count = self.strike(op, first, count)?;
         let (at, bytes) = (self.offset(first), self.offset(count));
         let pieces = pieces(bytes).ok_or(io::ErrorKind::InvalidInput)?;
@@ -143,6 +148,9 @@ impl Disk {
             Some(_) => None,
         };
         in_place.unwrap_or_else(|| self.bounce(kind, first, bytes, &pieces))?;
+        if let Some(pace) = &self.pace {
+            pace.wait(begin, bytes);
+        }
         Ok(count)
     }
 

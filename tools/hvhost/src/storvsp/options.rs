@@ -4,6 +4,7 @@ use crate::storvsp::fault::parse_scsi;
 use anyhow::{Context, Result, bail};
 use hv_abi::Guid;
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -59,6 +60,8 @@ pub struct DiskOptions {
     pub backing: bool,
     /// It is plugged in later, by `disk-attach`.
     pub detached: bool,
+    /// Transfers a second; `None`: as many as can be.
+    pub iops: Option<NonZeroU32>,
     /// Identity; `None`: made from file and place.
     pub id: Option<Guid>,
 }
@@ -83,6 +86,7 @@ impl FromStr for DiskOptions {
             format: Format::Guess,
             backing: false,
             detached: false,
+            iops: None,
             id: None,
         };
         for word in words {
@@ -104,11 +108,15 @@ impl FromStr for DiskOptions {
                 ("format", value) => bail!("format={value}: expected raw, qcow2 or vhd"),
                 ("backing", "on") => options.backing = true,
                 ("backing", value) => bail!("backing={value}: expected on"),
+                ("iops", value) => {
+                    let iops = value.parse().with_context(|| format!("iops={value}: a number"))?;
+                    options.iops = Some(iops);
+                }
                 ("id", value) => {
                     options.id = Some(Guid::parse(value).context("id= wants a GUID")?);
                 }
                 _ => bail!(
-                    "{word:?}: expected ro, sector=, scsi=C:L, dvd, direct=on|off, cache=volatile, format=raw|qcow2|vhd, backing=on, detached or id=GUID"
+                    "{word:?}: expected ro, sector=, scsi=C:L, dvd, direct=on|off, cache=volatile, format=raw|qcow2|vhd, backing=on, iops=N, detached or id=GUID"
                 ),
             }
         }
@@ -182,6 +190,7 @@ mod tests {
         assert!(!o.volatile && parse("x,cache=volatile").unwrap().volatile);
         let o = parse("x,backing=on,format=qcow2").unwrap();
         assert_eq!((o.format, o.backing), (Format::Qcow2, true));
+        assert_eq!(parse("x,iops=500").unwrap().iops, NonZeroU32::new(500));
         let o = parse("x.iso,dvd").unwrap();
         assert_eq!((o.read_only, o.sector_bytes, o.dvd), (true, 2048, true));
         let id = "f8615163-df3e-46c5-913f-f2d2f965ed0e";
@@ -208,6 +217,7 @@ mod tests {
             "x,format=vhdx",
             "x,backing=on",
             "x,format=qcow2,backing=off",
+            "x,iops=0",
             "x,id=1",
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());

@@ -47,6 +47,10 @@ pub struct Disk {
     /// Times each side is booted; the best of each line counts.
     #[arg(long, default_value_t = 1)]
     rounds: u32,
+    /// Let the disk take so many transfers of 8 KiB a second, and no more [default: as many as can
+    /// be].
+    #[arg(long, value_name = "N")]
+    iops: Option<u32>,
     /// Write the figures here.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -83,8 +87,7 @@ pub fn run(options: &Disk) -> Result<()> {
         for (side, native) in sides.iter_mut().zip([true, false]) {
             let name = if native { "native" } else { "shim" };
             eprintln!("bench: {} {name}, {round} of {} …", kernel.release, options.rounds);
-            let costs =
-                measure(&mut host, &kernel, &phases, native, options.trace).context(name)?;
+            let costs = measure(&mut host, &kernel, options, &phases, native).context(name)?;
             *side = Some(match side.take() {
                 Some(before) => best(before, costs),
                 None => costs,
@@ -99,7 +102,8 @@ pub fn run(options: &Disk) -> Result<()> {
             cost.instructions = Some(count);
         }
     }
-    print_table(&kernel.release, &phases, &native, &shim);
+    let pace = options.iops.map(|iops| format!(", {iops} x 8 KiB/s")).unwrap_or_default();
+    print_table(&format!("{}{pace}", kernel.release), &phases, &native, &shim);
     if let Some(path) = &options.json {
         let lines: Vec<_> = phases
             .iter()
@@ -107,7 +111,8 @@ pub fn run(options: &Disk) -> Result<()> {
             .map(|(name, (native, shim))| serde_json::json!({"name": name, "native": native, "shim": shim}))
             .collect();
         let report = serde_json::json!({
-            "benchmark": "disk", "kernel": kernel.release, "package_version": kernel.version, "lines": lines,
+            "benchmark": "disk", "kernel": kernel.release, "package_version": kernel.version,
+            "iops": options.iops, "lines": lines,
         });
         fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
             .with_context(|| path.display().to_string())?;
@@ -133,7 +138,7 @@ fn instructions(options: &Disk, kernel: &Kernel, phases: &[String]) -> Result<Ve
     let counter = Counter::new()?;
     let session = counter.start(MEMORY_MIB, options.profile.as_deref())?;
     let mut host = Host::Nested(Box::new(session));
-    let outcome = boot(&mut host, kernel, phases, false, false)?;
+    let outcome = boot(&mut host, kernel, options, phases, false)?;
     let console = outcome.console_text();
     check(&outcome)?;
     let counts = counter.counts()?;
@@ -190,19 +195,19 @@ fn initrd(kernel: &Kernel, native: bool, phases: &[String]) -> Result<Vec<u8>> {
 fn measure(
     host: &mut Host,
     kernel: &Kernel,
+    options: &Disk,
     phases: &[String],
     native: bool,
-    trace: bool,
 ) -> Result<Vec<Cost>> {
-    costs(&boot(host, kernel, phases, native, trace)?, phases)
+    costs(&boot(host, kernel, options, phases, native)?, phases)
 }
 
 fn boot(
     host: &mut Host,
     kernel: &Kernel,
+    options: &Disk,
     phases: &[String],
     native: bool,
-    trace: bool,
 ) -> Result<Outcome> {
     let dir = Scratch::new()?;
     let image = dir.path().join("disk.img");
@@ -214,13 +219,14 @@ fn boot(
     let mut machine = Machine::new(&kernel.vmlinuz()?, Some(&initrd_path), &append);
     machine.memory_mib = MEMORY_MIB;
     machine.timeout = Some(LIMIT);
-    machine.disks = vec![image.display().to_string()];
+    let iops = options.iops.map(|iops| format!(",iops={iops}")).unwrap_or_default();
+    machine.disks = vec![format!("{}{iops}", image.display())];
     for name in phases {
         for end in ["begin", "end"] {
             machine.more.extend(["--at".into(), format!("@@ {name} {end}=counters")]);
         }
     }
-    if trace {
+    if options.trace {
         machine.more.push("--trace".into());
         machine.stats = true;
     }

@@ -33,8 +33,12 @@ pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
 /// The domain ends.
 pub fn shutdown(why: Shutdown, regs: Option<&CpuRegs>) -> ! {
     match why {
-        Shutdown::Poweroff => crate::power::off(),
+        Shutdown::Poweroff => {
+            crate::devices::report();
+            crate::power::off()
+        }
         Shutdown::Reboot => {
+            crate::devices::report();
             crate::devices::unload();
             crate::power::reset()
         }

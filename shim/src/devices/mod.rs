@@ -307,6 +307,11 @@ fn again(env: &Env<'_, Shim<'_>>) -> bool {
     blocks || nets || stored
 }
 
+/// Logs what devices counted: the guest is about to end.
+pub fn report() {
+    net::report();
+}
+
 /// Tells the host to forget this guest: before a reset, and when it has crashed.
 pub fn unload() {
     if let Some(bus) = BUS.get() {

@@ -11,13 +11,14 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use arrayvec::ArrayVec;
 use hv_abi::Guid;
 use pv_frontends::net::{NetDevice, RxPacket, RxVerdict, Tag, TxEnd};
 use pv_frontends::netback::{BouncePage, Env, Limits, MAX_VIFS, Vif, VifConfig, of_port};
-use pv_frontends::netvsc::{Card, Config, Nic, Sink};
+use pv_frontends::netvsc::{Card, Config, Counter, Nic, Sink};
 use pv_frontends::vif::{self, Entry, Plan};
 use pv_frontends::vmbus::{Hypervisor, VmBus};
 use spin::{Mutex, RwLock};
@@ -339,6 +340,7 @@ fn reap(env: &Env<'_, Shim<'_>>) {
         gone.extend(taken);
     }
     for interface in &gone {
+        log!(Info, "vif {}: gone; {interface}", interface.entry.handle);
         for path in interface.vif.watched().iter().flatten() {
             Watcher::Vif(interface.vif.index()).unwatch(env, path);
         }
@@ -351,6 +353,28 @@ fn reap(env: &Env<'_, Shim<'_>>) {
             make(env, &card, entry);
         }
     }
+}
+
+/// What an interface and its card counted, without what never happened.
+impl fmt::Display for Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counters = self.vif.counters();
+        let card = Counter::ALL.iter().map(|&counter| (counter.name(), self.card.count(counter)));
+        let mut list = |title: &str, counts: &mut dyn Iterator<Item = (&'static str, u64)>| {
+            write!(f, "{title}")?;
+            counts
+                .filter(|(_, count)| *count != 0)
+                .try_for_each(|(name, n)| write!(f, " {name} {n}"))
+        };
+        list("tx:", &mut counters.tx.each())?;
+        list(", rx:", &mut counters.rx.each())?;
+        list(", card:", &mut { card })
+    }
+}
+
+/// Logs what the interfaces counted.
+pub(super) fn report() {
+    each(|interface| log!(Info, "vif {}: {interface}", interface.entry.handle));
 }
 
 /// Whether its card is gone.

@@ -32,6 +32,8 @@ esac
 # What mmdebstrap calls when the packages are there.
 customize() {
 	root=$1
+	# The workstation's settings, its proxies among them.
+	rm -f "$root/etc/apt/apt.conf.d/99mmdebstrap"
 	echo pontoon-guest >"$root/etc/hostname"
 	printf '127.0.0.1\tlocalhost\n127.0.1.1\tpontoon-guest\n' >"$root/etc/hosts"
 	echo "$UUID" | tr -d - >"$root/etc/machine-id"

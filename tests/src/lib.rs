@@ -4,6 +4,7 @@
 pub mod dialogue;
 pub mod disks;
 pub mod domu;
+pub mod files;
 pub mod guests;
 pub mod images;
 pub mod log;

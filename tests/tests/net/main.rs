@@ -8,6 +8,7 @@
 //! Without `PONTOON_E2E=1` the tests are ignored. Each guest has a host of its own, one
 //! after the other. The TAPs need root.
 
+mod debian;
 #[path = "../disks/lab.rs"]
 #[allow(dead_code, reason = "the disks' tests use all of it")]
 mod lab;
@@ -16,6 +17,7 @@ mod xen;
 
 use lab::Lab;
 use libtest_mimic::{Arguments, Failed, Trial};
+use pontoon_tests::images::SUITES;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,7 +29,8 @@ fn main() -> ExitCode {
     let kernels = std::env::var("PONTOON_E2E_KERNELS").unwrap_or_else(|_| "bookworm".into());
     let mut trials = Vec::new();
     for kernel in kernels.split(',') {
-        for (name, test) in native::TESTS.into_iter().chain(xen::TESTS) {
+        let systems = debian::TESTS.into_iter().filter(|_| SUITES.contains(&kernel));
+        for (name, test) in native::TESTS.into_iter().chain(xen::TESTS).chain(systems) {
             let (lab, spec) = (Arc::clone(&lab), kernel.to_owned());
             let run = move || {
                 let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);

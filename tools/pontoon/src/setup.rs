@@ -41,6 +41,8 @@ const TEST: &[Need] = &[
     need("mmdebstrap", "/usr/bin/mmdebstrap"),
     need("iproute2", "/sbin/ip"),
     need("ethtool", "/sbin/ethtool"),
+    need("dnsmasq-base", "/usr/sbin/dnsmasq"),
+    need("openssh-client", "/usr/bin/ssh"),
 ];
 
 /// Makes sure guests can be run.

@@ -149,15 +149,13 @@ impl Queue {
     }
 
     fn submitted(&mut self, slot: u16, submitted: Submitted, is_flush: bool) -> bool {
-        let Some(slot) = self.slots.get_mut(usize::from(slot)) else { return true };
         match submitted {
             Submitted::Busy => return false,
-            Submitted::Accepted => {
-                slot.outstanding += 1;
-                self.uncommitted = true;
-            }
+            Submitted::Accepted => self.accepted(slot),
             Submitted::Failed(error) => {
-                slot.status = status_of(error);
+                if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
+                    slot.status = status_of(error);
+                }
                 self.flush_unsupported |= is_flush && error == IoError::Unsupported;
             }
         }

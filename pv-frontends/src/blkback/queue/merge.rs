@@ -16,6 +16,9 @@ use super::pool::NONE;
 use super::{Queue, status_of};
 use crate::blkback::{BlockDevice, DeviceInfo, Env, Io, Operation, Segment, Submitted};
 
+/// Reads and writes with a device that keep it busy.
+const BUSY: u16 = 4;
+
 /// Requests that go to the device together; their segments are the first of the queue's.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
@@ -128,6 +131,14 @@ impl Queue {
         })
     }
 
+    /// Whether the run goes on where the last one ended, and the device has enough to do without
+    /// it. A frontend whose ring is full sends a piece for each that is answered; alone, they would
+    /// stay pieces for ever.
+    pub(super) fn is_busy_with_stream(&self) -> bool {
+        let begin = self.run.map(|run| (run.write, run.sector));
+        self.transfers >= BUSY && begin.is_some() && begin == self.end_of_last
+    }
+
     /// Hands the run to the device; `false` where that is busy.
     pub(super) fn flush_run<P: Platform>(
         &mut self,
@@ -140,15 +151,11 @@ impl Queue {
         let io = Io { operation, sector: run.sector, segments: pieces };
         match device.submit(self.number.into(), &io, self.tag(run.head)) {
             Submitted::Busy => return false,
-            Submitted::Accepted => {
-                if let Some(head) = self.slots.get_mut(usize::from(run.head)) {
-                    head.outstanding = 1;
-                }
-                self.uncommitted = true;
-            }
+            Submitted::Accepted => self.accepted(run.head),
             Submitted::Failed(_) if run.head != run.tail => self.part(run.head),
             Submitted::Failed(error) => self.answer(env, run.head, status_of(error)),
         }
+        self.end_of_last = Some((run.write, run.sector + run.sectors));
         self.run = None;
         true
     }
@@ -189,11 +196,10 @@ impl Queue {
             self.alone = slot.next;
             if let Some(slot) = self.slots.get_mut(usize::from(index)) {
                 slot.next = NONE;
-                slot.outstanding = u16::from(submitted == Submitted::Accepted);
             }
             match submitted {
                 Submitted::Failed(error) => self.answer(env, index, status_of(error)),
-                _ => self.uncommitted = true,
+                _ => self.accepted(index),
             }
         }
         true

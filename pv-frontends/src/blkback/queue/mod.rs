@@ -90,6 +90,10 @@ pub(super) struct Queue {
     alone: u16,
     /// Segments of the largest read or write of this connection.
     largest: u16,
+    /// Reads and writes that are with the device.
+    transfers: u16,
+    /// Where the last run ended, and whether it was of writes.
+    end_of_last: Option<(bool, u64)>,
     /// The device was given something since the last commit.
     uncommitted: bool,
     /// The device answered a flush with "unsupported".
@@ -144,6 +148,8 @@ impl Queue {
             current: None,
             alone: NONE,
             largest: 0,
+            transfers: 0,
+            end_of_last: None,
             uncommitted: false,
             flush_unsupported: false,
             device_gone: false,
@@ -185,7 +191,7 @@ impl Queue {
             Ok(ring) => {
                 let (grefs, port) = (connection.grefs.clone(), connection.port);
                 self.ring = Some(Attached { ring, layout, grefs, port, stopped: false });
-                self.largest = 0;
+                (self.largest, self.end_of_last) = (0, None);
                 Ok(())
             }
             Err(bogus) => {
@@ -226,7 +232,7 @@ impl Queue {
     /// answer to every request before it lets a disk go.
     pub(super) fn give_up<P: Platform>(&mut self, env: &Env<'_, P>) {
         self.device_gone = true;
-        (self.run, self.current, self.alone) = (None, None, NONE);
+        (self.run, self.current, self.alone, self.transfers) = (None, None, NONE, 0);
         for index in 0..self.slots.len() {
             if self.slots.get(index).is_some_and(|slot| slot.busy) {
                 self.answer(env, index as u16, BlkifStatus::ERROR);
@@ -241,7 +247,8 @@ impl Queue {
     }
 
     /// Takes what is in the ring and hands it to the device, as far as both go. With `hold`, a run
-    /// that is likely to go on stays here.
+    /// that is likely to go on stays here; one of a stream also without, while the device has enough
+    /// to do.
     pub(super) fn run<P: Platform>(
         &mut self,
         env: &Env<'_, P>,
@@ -271,7 +278,7 @@ impl Queue {
                 }
             }
         }
-        let held = hold && self.is_worth_holding(info);
+        let held = (hold || self.is_busy_with_stream()) && self.is_worth_holding(info);
         if !held && self.flush_run(env, device) {
             // What the device refused as a whole.
             self.submit_alone(env, device);
@@ -280,6 +287,14 @@ impl Queue {
             device.commit(self.number.into());
         }
         Kicked { more, held }
+    }
+
+    /// The device has accepted a part of a request, which is the first of its chain.
+    fn accepted(&mut self, index: u16) {
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
+        slot.outstanding += 1;
+        self.transfers += u16::from(is_transfer(slot.operation));
+        self.uncommitted = true;
     }
 
     /// Whether something waits for the device to take it.
@@ -400,6 +415,7 @@ impl Queue {
             return;
         }
         slot.outstanding -= 1;
+        self.transfers = self.transfers.saturating_sub(is_transfer(slot.operation).into());
         if let Err(error) = result {
             if slot.next != NONE {
                 self.part(index);
@@ -446,6 +462,10 @@ impl Queue {
             attached.ring.put(words.get(..count).unwrap_or_default());
         }
     }
+}
+
+fn is_transfer(operation: BlkifOp) -> bool {
+    matches!(operation, BlkifOp::READ | BlkifOp::WRITE)
 }
 
 const fn status_of(error: IoError) -> BlkifStatus {

@@ -43,6 +43,7 @@ const TEST: &[Need] = &[
     need("ethtool", "/sbin/ethtool"),
     need("dnsmasq-base", "/usr/sbin/dnsmasq"),
     need("openssh-client", "/usr/bin/ssh"),
+    need("iperf3", "/usr/bin/iperf3"),
 ];
 
 /// Makes sure guests can be run.

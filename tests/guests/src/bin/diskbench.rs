@@ -10,6 +10,9 @@
 #![expect(clippy::undocumented_unsafe_blocks, reason = "a benchmark calls libc throughout")]
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "a benchmark calls libc throughout")]
 
+#[path = "../marker.rs"]
+mod marker;
+
 use core::ffi::{CStr, c_char, c_int, c_long};
 use core::ptr::null_mut;
 use std::io::Write as _;
@@ -89,17 +92,6 @@ fn say(text: &str) {
     unsafe { libc::tcdrain(1) };
 }
 
-/// Numbers of the markers that `xtask`'s `bench/count.c` looks for.
-const MARK_BEGIN: u32 = 0x504e_0001;
-const MARK_END: u32 = 0x504e_0002;
-
-/// A long NOP with a number in it, which an emulator may notice: `nopl N(%rax)`.
-fn marker<const N: u32>() {
-    unsafe {
-        core::arch::asm!(".byte 0x0f, 0x1f, 0x80", ".long {}", const N, options(nomem, nostack));
-    }
-}
-
 /// A device and the kernel's queue for it.
 struct Disk {
     fd: c_int,
@@ -132,9 +124,9 @@ impl Disk {
         assert!(buffer != libc::MAP_FAILED, "mmap");
         say(&format!("@@ {} begin", phase.name));
         let start = Instant::now();
-        marker::<MARK_BEGIN>();
+        marker::begin();
         self.requests(phase, buffer as u64);
-        marker::<MARK_END>();
+        marker::end();
         let seconds = start.elapsed().as_secs_f64();
         say(&format!("@@ {} end", phase.name));
         say(&format!(

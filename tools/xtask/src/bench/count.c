@@ -36,7 +36,7 @@ extern const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *);
 
 __attribute__((visibility("default"))) int qemu_plugin_version = PLUGIN_API;
 
-/* nopl N(%rax): the opcode, then N as 32 bits. diskbench.rs has the same. */
+/* nopl N(%rax): the opcode, then N as 32 bits. tests/guests/src/marker.rs has the same. */
 static const unsigned char MARKER[] = {0x0f, 0x1f, 0x80};
 enum { BEGIN = 0x504e0001, END = 0x504e0002 };
 enum { MARKER_BYTES = 7 };

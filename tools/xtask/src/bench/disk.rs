@@ -2,17 +2,15 @@
 //! Xen drivers under the shim. Times in an emulator say little about silicon; how
 //! often a request leaves the guest carries over.
 
+use super::cost;
 use super::count::Counter;
-use anyhow::{Context, Result, bail, ensure};
-use hvhost::stats::Report;
-use hvhost::trace::TraceReport;
+use anyhow::{Context, Result, ensure};
 use pontoon::artefact::{Artefact, LINUX};
 use pontoon::cleanup::Scratch;
 use pontoon::host::{Host, Input, Machine, Under};
 use pontoon::initramfs::{self, Extra};
 use pontoon::kernel::{Kernel, read_module};
-use pontoon::outcome::{Outcome, Status};
-use std::collections::BTreeMap;
+use pontoon::outcome::Outcome;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -22,8 +20,6 @@ const PROGRAM: Artefact = Artefact { package: "guests", binary: "diskbench", tar
 const DISK_BYTES: u64 = 256 << 20;
 const MEMORY_MIB: u64 = 512;
 const LIMIT: Duration = Duration::from_secs(900);
-/// What follows a command of `--at` on hvhost's standard error.
-const ANSWER: &str = "hvhost: counters: ok ";
 
 /// Options of `bench disk`.
 #[derive(clap::Args)]
@@ -56,20 +52,6 @@ pub struct Disk {
     json: Option<PathBuf>,
 }
 
-/// What a phase cost; all but the first per request.
-#[derive(Clone, Debug, serde::Serialize)]
-struct Cost {
-    per_second: f64,
-    exits: f64,
-    halts: f64,
-    signals: f64,
-    interrupts: f64,
-    /// In the shim; none natively.
-    instructions: Option<f64>,
-    /// Exits by reason, if they were traced.
-    reasons: BTreeMap<String, f64>,
-}
-
 /// Measures natively and under the shim, and prints both beside each other.
 pub fn run(options: &Disk) -> Result<()> {
     let phases = chosen(options)?;
@@ -82,42 +64,34 @@ pub fn run(options: &Disk) -> Result<()> {
     }
     let (mut host, why) = Host::choose(Under::Auto, MEMORY_MIB)?;
     eprintln!("bench: {why}");
-    let mut sides = [None, None];
-    for round in 1..=options.rounds {
-        for (side, native) in sides.iter_mut().zip([true, false]) {
-            let name = if native { "native" } else { "shim" };
-            eprintln!("bench: {} {name}, {round} of {} …", kernel.release, options.rounds);
-            let costs = measure(&mut host, &kernel, options, &phases, native).context(name)?;
-            *side = Some(match side.take() {
-                Some(before) => best(before, costs),
-                None => costs,
-            });
-        }
-    }
-    let [Some(native), Some(mut shim)] = sides else { bail!("no rounds") };
+    let mut both = cost::compare(&phases, options.rounds, |native| {
+        let outcome = boot(&mut host, &kernel, options, &phases, native)?;
+        let console = finished(&outcome)?;
+        cost::costs(&outcome, &phases, |name| timing(&console, name).context("no time"))
+    })?;
     drop(host);
     if options.instructions {
         let counts = instructions(options, &kernel, &phases)?;
-        for (cost, count) in shim.iter_mut().zip(counts) {
+        for (cost, count) in both.shim.iter_mut().zip(counts) {
             cost.instructions = Some(count);
         }
     }
     let pace = options.iops.map(|iops| format!(", {iops} x 8 KiB/s")).unwrap_or_default();
-    print_table(&format!("{}{pace}", kernel.release), &phases, &native, &shim);
+    both.print(&format!("Linux {} on hvhost{pace}", kernel.release), "request");
     if let Some(path) = &options.json {
-        let lines: Vec<_> = phases
-            .iter()
-            .zip(native.iter().zip(&shim))
-            .map(|(name, (native, shim))| serde_json::json!({"name": name, "native": native, "shim": shim}))
-            .collect();
-        let report = serde_json::json!({
+        let about = serde_json::json!({
             "benchmark": "disk", "kernel": kernel.release, "package_version": kernel.version,
-            "iops": options.iops, "lines": lines,
+            "iops": options.iops,
         });
-        fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
-            .with_context(|| path.display().to_string())?;
+        both.write(path, about)?;
     }
     Ok(())
+}
+
+/// The console of a guest that did all it was to do.
+fn finished(outcome: &Outcome) -> Result<String> {
+    cost::check(outcome, "diskbench: done")?;
+    Ok(outcome.console_text())
 }
 
 /// The phases asked for, in the program's order, which it says itself.
@@ -139,8 +113,7 @@ fn instructions(options: &Disk, kernel: &Kernel, phases: &[String]) -> Result<Ve
     let session = counter.start(MEMORY_MIB, options.profile.as_deref())?;
     let mut host = Host::Nested(Box::new(session));
     let outcome = boot(&mut host, kernel, options, phases, false)?;
-    let console = outcome.console_text();
-    check(&outcome)?;
+    let console = finished(&outcome)?;
     let counts = counter.counts()?;
     ensure!(counts.len() == phases.len(), "{} counts for {} phases", counts.len(), phases.len());
     phases
@@ -152,11 +125,6 @@ fn instructions(options: &Disk, kernel: &Kernel, phases: &[String]) -> Result<Ve
             Ok(count as f64 / requests)
         })
         .collect()
-}
-
-/// The quicker of each pair: a loaded machine makes slow, never quick.
-fn best(a: Vec<Cost>, b: Vec<Cost>) -> Vec<Cost> {
-    a.into_iter().zip(b).map(|(a, b)| if a.per_second >= b.per_second { a } else { b }).collect()
 }
 
 fn init(modules: &str, disk: &str, phases: &[String]) -> String {
@@ -192,16 +160,6 @@ fn initrd(kernel: &Kernel, native: bool, phases: &[String]) -> Result<Vec<u8>> {
     initramfs::build(&init(&list.join(" "), disk, phases), &extras)
 }
 
-fn measure(
-    host: &mut Host,
-    kernel: &Kernel,
-    options: &Disk,
-    phases: &[String],
-    native: bool,
-) -> Result<Vec<Cost>> {
-    costs(&boot(host, kernel, options, phases, native)?, phases)
-}
-
 fn boot(
     host: &mut Host,
     kernel: &Kernel,
@@ -221,15 +179,7 @@ fn boot(
     machine.timeout = Some(LIMIT);
     let iops = options.iops.map(|iops| format!(",iops={iops}")).unwrap_or_default();
     machine.disks = vec![format!("{}{iops}", image.display())];
-    for name in phases {
-        for end in ["begin", "end"] {
-            machine.more.extend(["--at".into(), format!("@@ {name} {end}=counters")]);
-        }
-    }
-    if options.trace {
-        machine.more.push("--trace".into());
-        machine.stats = true;
-    }
+    cost::count_phases(&mut machine, phases, options.trace);
     let machine = if native { machine } else { machine.under_shim(dir.path())? };
     host.run(&machine, &Input::default(), &mut |_| {})
 }
@@ -243,119 +193,6 @@ fn timing(console: &str, name: &str) -> Option<(f64, f64)> {
         .and_then(|line| Some((line["count"].as_f64()?, line["seconds"].as_f64()?)))
 }
 
-/// Whether the guest did all it was to do.
-fn check(outcome: &Outcome) -> Result<()> {
-    let console = outcome.console_text();
-    ensure!(
-        outcome.status == Status::POWER_OFF && console.contains("diskbench: done"),
-        "ended with {:?}:\n{}\n{}",
-        outcome.status,
-        console.lines().rev().take(8).collect::<Vec<_>>().join("\n"),
-        outcome.errors.lines().filter(|l| !l.contains(ANSWER)).collect::<Vec<_>>().join("\n"),
-    );
-    Ok(())
-}
-
-fn costs(outcome: &Outcome, phases: &[String]) -> Result<Vec<Cost>> {
-    check(outcome)?;
-    let console = outcome.console_text();
-    let reports: Vec<Report> = outcome
-        .errors
-        .lines()
-        .filter_map(|line| line.split_once(ANSWER))
-        .map(|(_, json)| serde_json::from_str(json.trim()).context("hvhost's counters"))
-        .collect::<Result<_>>()?;
-    ensure!(
-        reports.len() == phases.len() * 2,
-        "{} counts for {} phases",
-        reports.len(),
-        phases.len()
-    );
-    phases
-        .iter()
-        .zip(reports.chunks_exact(2))
-        .map(|(name, pair)| {
-            let (count, seconds) =
-                timing(&console, name).with_context(|| format!("no time for {name}"))?;
-            let difference = |of: fn(&Report) -> u64| (of(&pair[1]) - of(&pair[0])) as f64 / count;
-            Ok(Cost {
-                per_second: count / seconds,
-                exits: difference(|r| r.kvm.total.get("exits").copied().unwrap_or(0)),
-                halts: difference(|r| r.kvm.total.get("halt_exits").copied().unwrap_or(0)),
-                signals: difference(|r| r.channels.values().map(|c| c.host_signals).sum()),
-                interrupts: difference(|r| r.channels.values().map(|c| c.interrupts).sum()),
-                instructions: None,
-                reasons: reasons(&pair[0], &pair[1], count),
-            })
-        })
-        .collect()
-}
-
-/// Exits by reason per request; MSR accesses and hypercalls by their numbers.
-fn reasons(begin: &Report, end: &Report, count: f64) -> BTreeMap<String, f64> {
-    let all = |report: &Report| -> BTreeMap<String, u64> {
-        let Some(TraceReport { exits, hypercalls, msrs, .. }) = &report.trace else {
-            return BTreeMap::new();
-        };
-        let calls = hypercalls.iter().map(|(code, count)| (format!("call {code}"), *count));
-        let msrs = msrs.iter().map(|(msr, c)| (format!("msr {msr}"), c.reads + c.writes));
-        exits.iter().map(|(name, count)| (name.clone(), *count)).chain(calls).chain(msrs).collect()
-    };
-    let before = all(begin);
-    let since = |name: &str, now: u64| now - before.get(name).copied().unwrap_or(0);
-    let per_request = |(name, now): (String, u64)| {
-        let cost = since(&name, now) as f64 / count;
-        (name, cost)
-    };
-    all(end).into_iter().map(per_request).filter(|(_, cost)| *cost >= 0.001).collect()
-}
-
-fn print_reasons(phases: &[String], native: &[Cost], shim: &[Cost]) {
-    for (name, (native, shim)) in phases.iter().zip(native.iter().zip(shim)) {
-        let mut names: Vec<&String> = native.reasons.keys().chain(shim.reasons.keys()).collect();
-        names.sort();
-        names.dedup();
-        for reason in names {
-            let of = |cost: &Cost| cost.reasons.get(reason).copied().unwrap_or(0.0);
-            println!("{name:13}{reason:20}{:>9.3}{:>9.3}", of(native), of(shim));
-        }
-    }
-}
-
-fn print_table(release: &str, phases: &[String], native: &[Cost], shim: &[Cost]) {
-    println!("Linux {release} on hvhost; exits, signals and interrupts per request:");
-    println!(
-        "{:13}{:>10}{:>10}{:>7} |{:>9}{:>9} |{:>9}{:>9} |{:>9}{:>9} |{:>9}",
-        "",
-        "native/s",
-        "shim/s",
-        "ratio",
-        "exits",
-        "shim",
-        "signals",
-        "shim",
-        "interr.",
-        "shim",
-        "instr."
-    );
-    for (name, (n, s)) in phases.iter().zip(native.iter().zip(shim)) {
-        println!(
-            "{name:13}{:>10.0}{:>10.0}{:>7.2} |{:>9.3}{:>9.3} |{:>9.3}{:>9.3} |{:>9.3}{:>9.3} |{:>9}",
-            n.per_second,
-            s.per_second,
-            s.per_second / n.per_second,
-            n.exits,
-            s.exits,
-            n.signals,
-            s.signals,
-            n.interrupts,
-            s.interrupts,
-            s.instructions.map_or_else(String::new, |count| format!("{count:.0}")),
-        );
-    }
-    print_reasons(phases, native, shim);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -366,17 +203,5 @@ mod tests {
             "x\n{\"name\":\"read-4k-1\",\"count\":2000,\"bytes\":4096,\"seconds\":0.5}\r\n";
         assert_eq!(timing(console, "read-4k-1"), Some((2000.0, 0.5)));
         assert_eq!(timing(console, "read-4k-32"), None);
-    }
-
-    #[test]
-    fn a_guest_that_says_nothing_is_no_result() {
-        let outcome = Outcome {
-            status: Status::POWER_OFF,
-            console: Vec::new(),
-            errors: String::new(),
-            stats: None,
-            wall: Duration::ZERO,
-        };
-        assert!(costs(&outcome, &["read-4k-1".into()]).is_err());
     }
 }

@@ -48,7 +48,7 @@ addresses() {
 }
 
 pinged() {
-	ping -q -A -w 60 -c "$2" -s "$3" "$1" | grep -q " $2 packets received"
+	ping -q -A -w "${4:-60}" -c "$2" -s "$3" "$1" | grep -q " $2 packets received"
 }
 
 # Both directions, both protocols, both versions of IP; bytes of a connection.
@@ -215,6 +215,22 @@ test_xen() {
 		echo "@@ failed across the reoffer: $(cat /tmp/down /tmp/up)"
 	fi
 	exchange again 300000 1472
+}
+
+# Much of it.
+test_much() {
+	wait_for '[ -d /sys/class/net/eth0 ]'
+	addresses eth0 "$here4" "$here6"
+	wait_for 'pinged "$there4" 1 56'
+	# A port is free again when its connection has ended.
+	echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse
+	try pings pinged "$there4" 10000 56 1000
+	for direction in down up; do
+		began=$(cut -d. -f1 /proc/uptime)
+		try "gibibyte-$direction" traffic tcp "$there4:$port" "$direction" 1073741824 1
+		echo "@@ $direction-seconds $(($(cut -d. -f1 /proc/uptime) - began))"
+	done
+	try short traffic short "$there4:$port" 100000
 }
 
 test_user() {

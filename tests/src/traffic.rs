@@ -111,6 +111,24 @@ pub fn tcp_many(to: SocketAddr, direction: Direction, length: u64, count: u64) -
     threads.into_iter().try_for_each(|thread| thread.join().map_err(gone)?)
 }
 
+/// Short connections, one after the other, so many rows of them at once.
+///
+/// # Errors
+/// The first of theirs.
+pub fn tcp_in_turn(to: SocketAddr, count: u64, rows: u64) -> io::Result<()> {
+    let row = move |row: u64| {
+        let numbers = (row..count).step_by(rows.try_into().unwrap_or(usize::MAX));
+        let direction = |number| if number % 2 == 0 { Direction::Down } else { Direction::Up };
+        thread::spawn(move || {
+            let one = |number| tcp(to, direction(number / rows), 1 + number % 3000, number + 1);
+            numbers.into_iter().try_for_each(one)
+        })
+    };
+    let threads: Vec<_> = (0..rows).map(row).collect();
+    let gone = |_| io::Error::other("a thread is gone");
+    threads.into_iter().try_for_each(|thread| thread.join().map_err(gone)?)
+}
+
 /// Datagrams of 1 to `largest` bytes, each of which must come back; how many came back only
 /// after another try.
 ///
@@ -203,6 +221,7 @@ mod tests {
         for direction in [Direction::Down, Direction::Up] {
             tcp_many(to, direction, 100_001, 3).unwrap();
         }
+        tcp_in_turn(to, 50, 3).unwrap();
         let local = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
         assert_eq!(udp(local, 50, 9000).unwrap(), 0);
     }

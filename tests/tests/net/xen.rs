@@ -13,10 +13,12 @@ use std::time::Duration;
 
 /// Emulated twice, on a machine that may have other work.
 const LIMIT: Duration = Duration::from_secs(1200);
+/// For a GiB each way and 100 000 connections.
+const LONG_LIMIT: Duration = Duration::from_secs(7200);
 const MAC: &str = "00:15:5d:12:34:56";
 
 /// The tests every kernel has.
-pub const TESTS: [(&str, Test); 2] = [("xen-user", user), ("xen-tap", tap)];
+pub const TESTS: [(&str, Test); 3] = [("xen-user", user), ("xen-tap", tap), ("xen-much", much)];
 
 /// A guest that does `test`.
 fn guest(lab: &mut Lab, spec: &str, test: &str) -> Result<Machine> {
@@ -87,5 +89,23 @@ fn tap(lab: &mut Lab, spec: &str) -> Result<()> {
     ensure!(tagged.load(Ordering::Relaxed) > 100, "hardly a frame had a tag");
     let nic = &report.nics["net0"];
     ensure!(nic.sent_large > 10 && nic.sent_checksum > 100, "no offloads: {nic:?}");
+    Ok(())
+}
+
+/// 10 000 pings of which none is lost, a GiB each way, 100 000 short connections.
+fn much(lab: &mut Lab, spec: &str) -> Result<()> {
+    let network = Network::new()?;
+    let mut machine = guest(lab, spec, "much")?;
+    machine.timeout = Some(LONG_LIMIT);
+    machine.append.push_str(&place(&network));
+    machine.nets.push(format!("tap,ifname={}", network.ifname).parse()?);
+    let (transcript, _) = on_tap(lab, &machine, &network, Lab::run_with)?;
+    for name in ["pings", "gibibyte-down", "gibibyte-up", "short"] {
+        mark(&transcript, name)?;
+    }
+    for direction in ["down", "up"] {
+        let seconds = mark(&transcript, &format!("{direction}-seconds"))?.to_owned();
+        eprintln!("a GiB {direction} in {seconds} s");
+    }
     Ok(())
 }

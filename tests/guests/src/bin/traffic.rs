@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! traffic tcp ADDRESS:PORT down|up BYTES CONNECTIONS
+//! traffic short ADDRESS:PORT CONNECTIONS
 //! traffic udp ADDRESS:PORT DATAGRAMS LARGEST
 //! traffic serve PORT
 //! ```
@@ -12,6 +13,9 @@ mod traffic;
 use std::io;
 use std::net::SocketAddr;
 use traffic::Direction;
+
+/// Short connections at once.
+const ROWS: u64 = 8;
 
 fn main() -> io::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -26,6 +30,7 @@ fn main() -> io::Result<()> {
             };
             traffic::tcp_many(address(to)?, direction, number(bytes)?, number(connections)?)
         }
+        ["short", to, count] => traffic::tcp_in_turn(address(to)?, number(count)?, ROWS),
         ["udp", to, datagrams, largest] => {
             let again = traffic::udp(address(to)?, number(datagrams)?, number(largest)?)?;
             println!("{again} again");
@@ -37,6 +42,6 @@ fn main() -> io::Result<()> {
                 std::thread::park();
             }
         }
-        _ => Err(io::Error::other("traffic tcp … | udp … | serve PORT")),
+        _ => Err(io::Error::other("traffic tcp … | short … | udp … | serve PORT")),
     }
 }

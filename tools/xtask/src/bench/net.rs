@@ -10,7 +10,7 @@ use pontoon::host::{Host, Input, Machine, Under};
 use pontoon::initramfs::{self, Extra};
 use pontoon::kernel::Kernel;
 use pontoon::outcome::Outcome;
-use pontoon_tests::net::Network;
+use pontoon_tests::net::{self, Network};
 use pontoon_tests::parts;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -81,8 +81,11 @@ pub fn run(options: &Net) -> Result<()> {
     let (mut host, why) = Host::choose(Under::Auto, MEMORY_MIB)?;
     eprintln!("bench: {why}");
     let mut both = cost::compare(&phases, options.rounds, |native| {
+        let before = net::checksum_errors()?;
         let outcome = boot(&mut host, &kernel, options, &phases, native)?;
         let console = finished(&outcome)?;
+        let wrong = net::checksum_errors()? - before + net::wrong_sums(&console);
+        ensure!(wrong == 0, "{wrong} packets had wrong checksums");
         cost::costs(&outcome, &phases, |name| carried(&console, name, options.mtu))
     })?;
     drop(host);
@@ -233,7 +236,8 @@ phase() {{
 	echo \"@@ $name end\"
 	echo \"@@ $name said $(tr -d '\\n\\t' </tmp/said)\"
 }}
-{lines}echo @@ done
+{lines}cat /proc/net/snmp /proc/net/snmp6 | tr -s ' \\t' ' '
+echo @@ done
 poweroff -f
 "
     )

@@ -17,6 +17,7 @@ use super::{Batch, read, write_back};
 use crate::Ctx;
 use crate::debugreg::address_ok;
 use crate::evtchn::{BACKEND_DOMID, GUEST_DOMID};
+use crate::mmu::l1_of;
 use crate::outcome::HcResult;
 use crate::platform::{Platform, VcpuSet};
 use crate::regs::CpuRegs;
@@ -102,13 +103,14 @@ const fn pte_flags(flags: u32) -> u64 {
 
 /// The L1 entry at a machine address or for a linear one, if the guest may change it.
 fn slot<P: Platform>(cx: &Ctx<'_, P>, addr: u64, contains_pte: bool) -> Option<&'static AtomicU64> {
-    let (table, index) = if contains_pte {
+    let (words, index) = if contains_pte {
         let at = MachineAddr(addr);
-        (at.mfn(), addr.is_multiple_of(8).then_some((at.offset() / 8) as usize)?)
+        let index = addr.is_multiple_of(8).then_some((at.offset() / 8) as usize)?;
+        (cx.plat.ram_frame(at.mfn())?, index)
     } else {
-        (l1_of(cx, addr)?, (addr >> 12) as usize & 511)
+        let l4 = Mfn(address_ok(addr).then_some(cx.vcpu.mmu.l4)?);
+        (l1_of(|mfn| cx.plat.ram_frame(mfn), l4, addr)?, (addr >> 12) as usize & 511)
     };
-    let words = cx.plat.ram_frame(table)?;
     // The hypervisor's slots of an L4 are known by the first: no entry of the guest's may point
     // at what it does.
     let first = words[FIRST_XEN_SLOT].load(Ordering::Relaxed);
@@ -116,19 +118,6 @@ fn slot<P: Platform>(cx: &Ctx<'_, P>, addr: u64, contains_pte: bool) -> Option<&
         && first & pte::P != 0
         && !cx.plat.may_map(Mfn((first & pte::ADDR) >> 12));
     if hole { None } else { words.get(index) }
-}
-
-/// The L1 table that maps a linear address.
-fn l1_of<P: Platform>(cx: &Ctx<'_, P>, va: u64) -> Option<Mfn> {
-    let mut table = Mfn(address_ok(va).then_some(cx.vcpu.mmu.l4)?);
-    for shift in [39, 30, 21] {
-        let entry = cx.plat.ram_frame(table)?[(va >> shift) as usize & 511].load(Ordering::Relaxed);
-        if entry & (pte::P | pte::PS) != pte::P {
-            return None;
-        }
-        table = Mfn((entry & pte::ADDR) >> 12);
-    }
-    Some(table)
 }
 
 /// `GNTTABOP_map_grant_ref`.

@@ -347,6 +347,16 @@ fn walk(
     l4: Mfn,
     va: u64,
 ) -> Option<&'static AtomicU64> {
+    Some(&l1_of(frame, l4, va)?[(va >> 12) as usize & 511])
+}
+
+/// The L1 table that maps a linear address, if there is one.
+#[inline(always)]
+pub(crate) fn l1_of(
+    frame: impl Fn(Mfn) -> Option<&'static PageWords>,
+    l4: Mfn,
+    va: u64,
+) -> Option<&'static PageWords> {
     let mut table = frame(l4)?;
     for shift in [39, 30, 21] {
         let entry = table[(va >> shift) as usize & 511].load(Relaxed);
@@ -355,7 +365,7 @@ fn walk(
         }
         table = frame(frame_of(entry))?;
     }
-    Some(&table[(va >> 12) as usize & 511])
+    Some(table)
 }
 
 /// `update_va_mapping(va, entry, flags)`.

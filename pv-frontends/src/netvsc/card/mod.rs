@@ -28,6 +28,8 @@ use upwards::Upwards;
 
 /// Until a message of the card's own that found no room is tried again.
 const RETRY_NS: u64 = 10_000_000;
+/// No channel's number: one that went may be another's now.
+const NO_CHANNEL: u32 = u32::MAX;
 /// Steps of the conversation in one go: more than it has.
 const MAX_STEPS: u32 = 64;
 
@@ -361,6 +363,7 @@ impl Card {
         for id in ids {
             self.remove_queue(bus, sink, id);
         }
+        self.channel_id.store(NO_CHANNEL, Ordering::Relaxed);
         *self.session.write() = None;
         let until = bus.hypervisor().now_ns().saturating_add(self.config.linger_ns);
         let mut machine = self.machine.lock();

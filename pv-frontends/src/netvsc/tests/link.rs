@@ -453,3 +453,34 @@ fn hosts_that_refuse() {
     bench.run();
     assert!(!bench.nic().info().tx.csum_tcp_v4);
 }
+
+/// The host may use a channel's number again at once.
+#[test]
+fn numbers_of_channels_that_went() {
+    let mut bench = Bench::ready();
+    let bus = Arc::clone(&bench.bus);
+    let offer = |bench: &mut Bench, instance| {
+        bench.host.server.offer(PRIMARY, interface::NETWORK, instance, 0);
+        bench.host.server.announce(&bus, PRIMARY);
+        bench.run();
+    };
+    bench.host.rescind(&bus, PRIMARY);
+    bench.run();
+    // Its offer waits for memory, and is taken back: what it had is given back once.
+    let free = core::mem::take(&mut bench.fake.inner().free_pages);
+    offer(&mut bench, 1);
+    bench.host.rescind(&bus, PRIMARY);
+    bench.run();
+    bench.pass(SECOND);
+    bench.fake.inner().free_pages += free;
+    // Another card comes and goes meanwhile.
+    offer(&mut bench, 2);
+    assert_eq!(bench.notes.cards.lock().len(), 2);
+    bench.host.rescind(&bus, PRIMARY);
+    bench.run();
+    offer(&mut bench, 1);
+    let infos = || bench.notes.cards.lock().iter().map(|card| card.info().link).collect::<Vec<_>>();
+    assert_eq!(infos(), [true, false]);
+    assert_eq!(*bench.notes.removed.lock(), 0);
+    bench.assert_idle();
+}

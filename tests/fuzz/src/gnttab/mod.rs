@@ -329,10 +329,13 @@ impl World {
     fn set_version(&mut self, version: u64) {
         let is_pinned = (8..GRANTS).any(|gref| self.pins_of(gref) > 0);
         // A reserved entry the guest took back, though it is in use, is lost, and its flags with it.
+        // What tells of a transfer in version 1 says something else in version 2.
         for gref in 0..8 {
-            let kind = self.machine.plat.peek(self.entry(gref, 0)) as u16 & gtf::TYPE_MASK;
+            let flags = self.machine.plat.peek(self.entry(gref, 0)) as u16;
+            let kind = flags & gtf::TYPE_MASK;
             let is_lost = self.v2 && kind != gtf::PERMIT_ACCESS && self.pins_of(gref) > 0;
-            self.pins[gref as usize].is_spoilt |= is_lost;
+            let is_transfer = !self.v2 && kind == gtf::ACCEPT_TRANSFER && flags & IN_USE != 0;
+            self.pins[gref as usize].is_spoilt |= is_lost || is_transfer;
         }
         let result = self.op(GnttabOp::SET_VERSION, &[version]);
         let now = self.word(0) as u32;

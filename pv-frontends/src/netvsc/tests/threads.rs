@@ -8,8 +8,32 @@ use super::*;
 const PACKETS: u64 = 120;
 const QUEUES: u32 = 3;
 
+/// Counts a thread out, also one that panics: nobody waits for it then.
+struct Leaves<'a>(&'a AtomicU64);
+
+impl Drop for Leaves<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Ends the others, also when the host panics.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Sends on a queue until all are on their way, with others' settings and polls in between.
-fn sender(nic: &Nic<Arc<VmBus<Fake>>>, queue: u32, pages: &[Vec<TxFragment>], tags: &AtomicU64) {
+fn sender(
+    nic: &Nic<Arc<VmBus<Fake>>>,
+    queue: u32,
+    pages: &[Vec<TxFragment>],
+    tags: &AtomicU64,
+    done: &AtomicBool,
+) {
     for nr in 0..PACKETS {
         let fragments = &pages[nr as usize % pages.len()];
         let tag = Tag(u64::from(queue) << 32 | nr);
@@ -20,6 +44,7 @@ fn sender(nic: &Nic<Arc<VmBus<Fake>>>, queue: u32, pages: &[Vec<TxFragment>], ta
                     break;
                 }
                 TxSubmitted::Copied => break,
+                TxSubmitted::Busy if done.load(Ordering::Acquire) => return,
                 TxSubmitted::Busy => {
                     nic.commit(queue);
                     thread::yield_now();
@@ -47,10 +72,10 @@ fn everybody(disturb: impl Fn(&mut Bench, u32)) {
     thread::scope(|scope| {
         for queue in 0..QUEUES {
             let nic = bench.nic();
-            let (pages, queued, left) = (&pages, &queued, &left);
+            let (pages, queued, left, done) = (&pages, &queued, &left, &done);
             scope.spawn(move || {
-                sender(&nic, queue, pages, queued);
-                left.fetch_sub(1, Ordering::Release);
+                let _leaves = Leaves(left);
+                sender(&nic, queue, pages, queued, done);
             });
         }
         let (nic, done) = (bench.nic(), &done);
@@ -64,6 +89,7 @@ fn everybody(disturb: impl Fn(&mut Bench, u32)) {
                 thread::yield_now();
             }
         });
+        let _ends = Ends(done);
         let mut turn = 0;
         while left.load(Ordering::Acquire) > 0 {
             turn += 1;
@@ -79,7 +105,6 @@ fn everybody(disturb: impl Fn(&mut Bench, u32)) {
             }
             bench.run();
         }
-        done.store(true, Ordering::Release);
     });
     *bench.notes.room.lock() = None;
     for _ in 0..3 {

@@ -7,7 +7,7 @@ use pontoon::kernel::{Kernel, read_module};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 /// Algorithms older kernels ask for by themselves, with a program an initramfs has
 /// not; newer ones have them built in.
@@ -52,6 +52,26 @@ pub fn run(command: &mut Command) -> Result<Vec<u8>> {
     let said = String::from_utf8_lossy(&said).into_owned();
     ensure!(out.status.success(), "{program} ({}):\n{}", out.status, said.trim());
     Ok(out.stdout)
+}
+
+/// A program of this machine that runs as long as this.
+pub struct Running(Child);
+
+impl Running {
+    /// Starts it; nobody hears what it prints.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        Ok(Self(child.with_context(|| format!("{program} cannot be run"))?))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// An ext4 file system of `mib` in the file `image`, with `tree` in it.

@@ -11,13 +11,13 @@ use pontoon_tests::dialogue::Dialogue;
 use pontoon_tests::files;
 use pontoon_tests::images::{HOSTNAME, Image, PASSWORD, PATIENCE, Table};
 use pontoon_tests::net::{self, Network};
-use pontoon_tests::parts::run;
+use pontoon_tests::parts::{Running, run};
 use pontoon_tests::transcript::Transcript;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -185,30 +185,17 @@ fn user(lab: &mut Lab, suite: &str) -> Result<()> {
     Ok(())
 }
 
-/// Someone who gives out addresses.
-struct Dhcp(Child);
-
-impl Drop for Dhcp {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// On a TAP.
 fn tap(lab: &mut Lab, suite: &str) -> Result<()> {
     let network = Network::new()?;
     let prefix = format!("198.18.{}", network.number);
-    let child = Command::new("/usr/sbin/dnsmasq")
-        .args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--bind-interfaces"])
+    let mut dhcp = Command::new("/usr/sbin/dnsmasq");
+    dhcp.args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--bind-interfaces"])
         .arg(format!("--interface={}", network.ifname))
         .arg(format!("--dhcp-range={prefix}.50,{prefix}.99,1h"))
         .arg(format!("--dhcp-leasefile={}", lab.file("leases")?.display()))
-        .arg(format!("--log-facility={}", lab.file("dhcp-log")?.display()))
-        .spawn()
-        .context("dnsmasq cannot be run")?;
-    let _dhcp = Dhcp(child);
+        .arg(format!("--log-facility={}", lab.file("dhcp-log")?.display()));
+    let _dhcp = Running::start(&mut dhcp)?;
     let net = format!("tap,ifname={}", network.ifname);
     let transcript = life(lab, suite, &net, &format!("{prefix}.1"), None)?;
     let address = mark(&transcript, "address")?;

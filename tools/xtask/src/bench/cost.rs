@@ -16,22 +16,22 @@ const ANSWER: &str = "hvhost: counters: ok ";
 /// What a phase cost; all but the first per unit: a request, a packet.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Cost {
-    pub per_second: f64,
-    pub exits: f64,
+    per_second: f64,
+    exits: f64,
     halts: f64,
-    pub signals: f64,
-    pub interrupts: f64,
+    signals: f64,
+    interrupts: f64,
     /// In the shim; none natively.
-    pub instructions: Option<f64>,
+    instructions: Option<f64>,
     /// Exits by reason, if they were traced.
     reasons: BTreeMap<String, f64>,
 }
 
 /// Both sides of each phase.
 pub struct Comparison<'a> {
-    pub phases: &'a [String],
-    pub native: Vec<Cost>,
-    pub shim: Vec<Cost>,
+    phases: &'a [String],
+    native: Vec<Cost>,
+    shim: Vec<Cost>,
 }
 
 /// Has the counters printed as each phase begins and ends, which its guest says: `@@ NAME begin`.
@@ -113,7 +113,7 @@ fn reasons(begin: &Report, end: &Report, count: f64) -> BTreeMap<String, f64> {
 }
 
 /// The quicker of each pair: a loaded machine makes slow, never quick.
-pub fn best(a: Vec<Cost>, b: Vec<Cost>) -> Vec<Cost> {
+fn best(a: Vec<Cost>, b: Vec<Cost>) -> Vec<Cost> {
     a.into_iter().zip(b).map(|(a, b)| if a.per_second >= b.per_second { a } else { b }).collect()
 }
 
@@ -140,6 +140,13 @@ pub fn compare<'a>(
 }
 
 impl Comparison<'_> {
+    /// What was counted in the shim, for each phase.
+    pub fn add_instructions(&mut self, counts: Vec<f64>) {
+        for (cost, count) in self.shim.iter_mut().zip(counts) {
+            cost.instructions = Some(count);
+        }
+    }
+
     fn lines(&self) -> impl Iterator<Item = (&String, &Cost, &Cost)> {
         self.phases.iter().zip(&self.native).zip(&self.shim).map(|((name, n), s)| (name, n, s))
     }

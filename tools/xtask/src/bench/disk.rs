@@ -71,10 +71,7 @@ pub fn run(options: &Disk) -> Result<()> {
     })?;
     drop(host);
     if options.instructions {
-        let counts = instructions(options, &kernel, &phases)?;
-        for (cost, count) in both.shim.iter_mut().zip(counts) {
-            cost.instructions = Some(count);
-        }
+        both.add_instructions(instructions(options, &kernel, &phases)?);
     }
     let pace = options.iops.map(|iops| format!(", {iops} x 8 KiB/s")).unwrap_or_default();
     both.print(&format!("Linux {} on hvhost{pace}", kernel.release), "request");

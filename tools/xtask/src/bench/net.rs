@@ -11,11 +11,11 @@ use pontoon::initramfs::{self, Extra};
 use pontoon::kernel::Kernel;
 use pontoon::outcome::Outcome;
 use pontoon_tests::net::{self, Network};
-use pontoon_tests::parts;
+use pontoon_tests::parts::{self, Running};
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 const MEMORY_MIB: u64 = 512;
@@ -90,10 +90,7 @@ pub fn run(options: &Net) -> Result<()> {
     })?;
     drop(host);
     if options.instructions {
-        let counts = instructions(options, &kernel, &phases)?;
-        for (cost, count) in both.shim.iter_mut().zip(counts) {
-            cost.instructions = Some(count);
-        }
+        both.add_instructions(instructions(options, &kernel, &phases)?);
     }
     let (mtu, ip) = (options.mtu, if options.v6 { "IPv6" } else { "IPv4" });
     let title = format!("Linux {} on hvhost, {ip}, MTU {mtu}", kernel.release);
@@ -162,23 +159,8 @@ fn carried(console: &str, name: &str, mtu: u32) -> Result<(f64, f64)> {
 }
 
 /// iperf3's other end.
-struct Server(Child);
-
-impl Server {
-    fn new(port: u16) -> Result<Self> {
-        let port = port.to_string();
-        let mut command = Command::new(IPERF);
-        command.args(["-s", "-p", &port]).stdin(Stdio::null()).stdout(Stdio::null());
-        Ok(Self(command.spawn().context("iperf3 cannot be run")?))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn server(port: u16) -> Result<Running> {
+    Running::start(Command::new(IPERF).args(["-s", "-p", &port.to_string()]))
 }
 
 fn boot(
@@ -192,7 +174,7 @@ fn boot(
     let network = Network::new()?;
     network.set_mtu(&options.mtu.to_string())?;
     let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port();
-    let _server = Server::new(port)?;
+    let _server = server(port)?;
     let initrd_path = dir.path().join("initrd");
     let init = init(options, phases, &network, port);
     fs::write(&initrd_path, initrd(kernel, native, &init)?)?;

@@ -1,5 +1,6 @@
 //! Typing at a guest's console: answers to the texts it waits with.
 
+use crate::images::{HOSTNAME, PASSWORD};
 use pontoon::host::Input;
 use std::collections::VecDeque;
 
@@ -19,6 +20,17 @@ impl Dialogue {
         let owned = |(text, answer): &(&str, &str)| ((*text).to_owned(), format!("{answer}\n"));
         let steps = steps.iter().map(owned).collect();
         Self { keyboard: keyboard.clone(), steps, seen: String::new() }
+    }
+
+    /// Logs in as root on a system of [`crate::images`] and types a command there.
+    #[must_use]
+    pub fn login(keyboard: &Input, command: &str) -> Self {
+        let steps = [
+            (&*format!("{HOSTNAME} login: "), "root"),
+            ("Password: ", PASSWORD),
+            (&format!("root@{HOSTNAME}:~# "), command),
+        ];
+        Self::new(keyboard, &steps)
     }
 
     /// The console said `bytes`.

@@ -74,6 +74,14 @@ impl Drop for Running {
     }
 }
 
+/// A disk with a script on it, which a guest is told to run as it is.
+pub fn script_disk(file: &Path, script: &str) -> Result<()> {
+    let mut text = script.as_bytes().to_vec();
+    // Kernels look for partition tables in the first sectors.
+    text.resize(128 << 10, b'\n');
+    fs::write(file, text).with_context(|| file.display().to_string())
+}
+
 /// An ext4 file system of `mib` in the file `image`, with `tree` in it.
 pub fn ext4(image: &Path, mib: u64, tree: Option<&Path>) -> Result<()> {
     let mut command = Command::new("/sbin/mke2fs");

@@ -8,7 +8,7 @@ use pontoon::image;
 use pontoon::kernel::Kernel;
 use pontoon::outcome::Status;
 use pontoon_tests::dialogue::Dialogue;
-use pontoon_tests::images::{HOSTNAME, Image, PASSWORD, PATIENCE, SUITES, Table};
+use pontoon_tests::images::{Image, PATIENCE, SUITES, Table};
 use pontoon_tests::parts::{self, run};
 use pontoon_tests::transcript::Transcript;
 use std::fs::{self, File};
@@ -175,24 +175,14 @@ fn start(lab: &mut Lab, disk: &System, boot: &Boot<'_>, end: Status) -> Result<T
     let append = format!("panic=-1 {PATIENCE}");
     let files = image::take(&disk.file, None, Some(&append), dir.path())?;
     let script = dir.path().join("script");
-    let mut text = boot.script.as_bytes().to_vec();
-    // Kernels look for partition tables in the first sectors.
-    text.resize(128 << 10, b'\n');
-    fs::write(&script, text)?;
+    parts::script_disk(&script, boot.script)?;
     let mut machine = Machine::new(&files.kernel, files.initrd.as_deref(), &files.append);
     machine.memory_mib = MEMORY_MIB;
     machine.timeout = Some(boot.limit);
     machine.disks = vec![disk.option(), format!("{},ro", script.display())];
     machine.disks.extend_from_slice(&boot.disks);
     let input = Input::default();
-    let mut dialogue = Dialogue::new(
-        &input,
-        &[
-            (&format!("{HOSTNAME} login: "), "root"),
-            ("Password: ", PASSWORD),
-            (&format!("root@{HOSTNAME}:~# "), boot.command),
-        ],
-    );
+    let mut dialogue = Dialogue::login(&input, boot.command);
     let outcome = lab.run_with(&machine, &input, &mut |bytes| dialogue.hear(bytes))?;
     let transcript = ended(&outcome, end)?;
     let waits = dialogue.waits_for();

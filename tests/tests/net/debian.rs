@@ -9,9 +9,9 @@ use pontoon::image;
 use pontoon::outcome::Status;
 use pontoon_tests::dialogue::Dialogue;
 use pontoon_tests::files;
-use pontoon_tests::images::{HOSTNAME, Image, PASSWORD, PATIENCE, Table};
+use pontoon_tests::images::{Image, PATIENCE, Table};
 use pontoon_tests::net::{self, Network};
-use pontoon_tests::parts::{Running, run};
+use pontoon_tests::parts::{self, Running, run};
 use pontoon_tests::transcript::Transcript;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -121,21 +121,14 @@ fn life(
     let port = files::serve(&offer.dir)?;
     let key = fs::read_to_string(offer.key.with_extension("pub"))?;
     let settings = format!("server={server} port={port} key='{}'\n", key.trim());
-    let mut text = [settings.as_bytes(), SCRIPT.as_bytes()].concat();
-    text.resize(128 << 10, b'\n');
-    fs::write(&script, text)?;
+    parts::script_disk(&script, &(settings + SCRIPT))?;
     let mut machine = Machine::new(&files.kernel, files.initrd.as_deref(), &files.append);
     machine.memory_mib = MEMORY_MIB;
     machine.timeout = Some(LIMIT);
     machine.disks = vec![disk.display().to_string(), format!("{},ro", script.display())];
     machine.nets.push(net.parse()?);
     let input = Input::default();
-    let login = [
-        (&*format!("{HOSTNAME} login: "), "root"),
-        ("Password: ", PASSWORD),
-        (&format!("root@{HOSTNAME}:~# "), "sh /dev/xvdb"),
-    ];
-    let mut dialogue = Dialogue::new(&input, &login);
+    let mut dialogue = Dialogue::login(&input, "sh /dev/xvdb");
     let (serving, served) = mpsc::channel::<String>();
     let (keyboard, place) = (input.clone(), at.map(|(host, port)| (host.to_owned(), port)));
     let caller = thread::spawn(move || {

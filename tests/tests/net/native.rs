@@ -28,15 +28,27 @@ pub type Test = fn(&mut Lab, &str) -> Result<()>;
 pub const TESTS: [(&str, Test); 5] =
     [("tap", tap), ("wire", wire), ("vlan", vlan), ("user", user), ("queues", queues)];
 
-/// A guest that does `test` with these networks.
-fn guest(lab: &mut Lab, spec: &str, test: &str, nets: &[String]) -> Result<Machine> {
+/// A guest that does `test`, with the drivers that `initramfs` puts in, on this console.
+pub fn prepared(
+    lab: &mut Lab,
+    spec: &str,
+    test: &str,
+    initramfs: fn(&Kernel) -> Result<Vec<u8>>,
+    console: &str,
+) -> Result<Machine> {
     let kernel = Kernel::get(spec)?;
     let initrd = lab.file("net-initrd")?;
-    fs::write(&initrd, net::initramfs(&kernel)?)?;
-    let append = format!("console=ttyS0 quiet panic=-1 pontoon_test={test}");
+    fs::write(&initrd, initramfs(&kernel)?)?;
+    let append = format!("console={console} quiet panic=-1 pontoon_test={test}");
     let mut machine = Machine::new(&kernel.vmlinuz()?, Some(&initrd), &append);
     machine.timeout = Some(LIMIT);
     machine.stats = true;
+    Ok(machine)
+}
+
+/// A guest that does `test` with these networks.
+fn guest(lab: &mut Lab, spec: &str, test: &str, nets: &[String]) -> Result<Machine> {
+    let mut machine = prepared(lab, spec, test, net::initramfs, "ttyS0")?;
     machine.nets = nets.iter().map(|net| net.parse()).collect::<Result<Vec<NetOptions>>>()?;
     Ok(machine)
 }

@@ -1,18 +1,15 @@
 //! Debian's kernel with its xen-netfront, under the shim.
 
 use crate::lab::Lab;
-use crate::native::{Test, mark, on_tap, on_user_network, place};
+use crate::native::{Test, mark, on_tap, on_user_network, place, prepared};
 use anyhow::{Result, ensure};
 use pontoon::host::Machine;
-use pontoon::kernel::Kernel;
 use pontoon_tests::net::{self, Network};
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Emulated twice, on a machine that may have other work.
-const LIMIT: Duration = Duration::from_secs(1200);
 /// For a GiB each way and 100 000 connections.
 const LONG_LIMIT: Duration = Duration::from_secs(7200);
 const MAC: &str = "00:15:5d:12:34:56";
@@ -22,14 +19,7 @@ pub const TESTS: [(&str, Test); 3] = [("xen-user", user), ("xen-tap", tap), ("xe
 
 /// A guest that does `test`.
 fn guest(lab: &mut Lab, spec: &str, test: &str) -> Result<Machine> {
-    let kernel = Kernel::get(spec)?;
-    let initrd = lab.file("xen-net-initrd")?;
-    fs::write(&initrd, net::initramfs_for_xen(&kernel)?)?;
-    let append = format!("console=hvc0 quiet panic=-1 pontoon_test={test}");
-    let mut machine = Machine::new(&kernel.vmlinuz()?, Some(&initrd), &append);
-    machine.timeout = Some(LIMIT);
-    machine.stats = true;
-    Ok(machine)
+    prepared(lab, spec, test, net::initramfs_for_xen, "hvc0")
 }
 
 /// An address by DHCP, traffic both ways, with the offloads a guest has on Xen.

@@ -190,6 +190,7 @@ impl RxQueue {
         let enough = line.ring.sleep_for(wanted.slots());
         if enough.is_err() {
             line.stopped = true;
+            self.counters.no_frontend += 1;
         }
         if enough? {
             self.dry_since = None;

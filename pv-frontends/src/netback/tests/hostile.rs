@@ -101,6 +101,8 @@ fn indices_that_cannot_be() {
         }
         w.kick(rings, 0);
         assert_eq!(w.back_state(), 5, "{rings:?}");
+        // The packet that found it out is nobody's.
+        assert_eq!(w.vif.counters().rx.no_frontend, u64::from(rings == Rings::Rx));
         ctrl.unwrap().destroy(&mut w);
         is_closed(&mut w, front);
     }

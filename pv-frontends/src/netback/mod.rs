@@ -24,6 +24,8 @@ mod chain;
 mod connection;
 mod counters;
 mod ctrl;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 mod fill;
 mod headers;
 mod line;

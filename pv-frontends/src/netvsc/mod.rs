@@ -25,6 +25,8 @@ mod control;
 mod counters;
 mod driver;
 mod facts;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 mod frame;
 mod machine;
 mod parse;

@@ -230,7 +230,7 @@ impl Queue {
     }
 
     /// Slots of packets, and messages of the host's, in use.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fake"))]
     pub(super) fn in_use(&self) -> (usize, usize) {
         (self.tx.lock().in_use(), self.rx.lock().in_use())
     }

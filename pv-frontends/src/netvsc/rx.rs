@@ -327,7 +327,7 @@ impl Rx {
     }
 
     /// Messages and ranges in hand.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fake"))]
     pub(super) fn in_use(&self) -> usize {
         self.messages.len() + self.ranges.len() + self.completions.len()
     }

@@ -228,7 +228,7 @@ impl Sections {
     }
 
     /// How many are taken.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fake"))]
     pub(super) fn in_use(&self) -> u32 {
         self.taken.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum()
     }

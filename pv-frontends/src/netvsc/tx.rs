@@ -401,7 +401,7 @@ impl Tx {
     }
 
     /// Slots in use.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fake"))]
     pub(super) fn in_use(&self) -> usize {
         self.slots.len() - self.free.len()
     }

@@ -1,19 +1,16 @@
 //! A vif between a fake netfront and a fake card.
 
-mod card;
 mod ctrl;
-mod front;
 mod handshake;
 mod hostile;
-mod packet;
 mod random;
 mod receive;
 mod threads;
 mod transmit;
-mod world;
 
 use std::vec::Vec;
 
+use super::fake::{card, front, packet, world};
 use super::*;
 use crate::net::NetInfo;
 use card::{Frame, card};

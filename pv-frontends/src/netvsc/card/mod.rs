@@ -251,10 +251,11 @@ impl Card {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fake"))]
 impl Card {
     /// Slots of packets, messages of the host's, and sections in use.
-    pub(in crate::netvsc) fn in_use(&self) -> (usize, usize, u32) {
+    #[must_use]
+    pub fn in_use(&self) -> (usize, usize, u32) {
         let queues = self.queues.read();
         let of = queues.iter().flatten().map(|queue| queue.in_use());
         let (slots, messages) = of.fold((0, 0), |all, queue| (all.0 + queue.0, all.1 + queue.1));

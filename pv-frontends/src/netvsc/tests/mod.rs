@@ -1,6 +1,5 @@
 //! Cards against a host of plain memory.
 
-mod host;
 mod link;
 mod malformed;
 mod random;
@@ -21,6 +20,7 @@ use spin::Mutex;
 use translate::platform::PageWords;
 use xen_abi::Mfn;
 
+use super::fake as host;
 use super::*;
 use crate::net::{
     Gso, MacAddress, NetDevice, NetInfo, RxCsum, RxFilter, RxHash, TxCsum, TxFragment, TxPacket,

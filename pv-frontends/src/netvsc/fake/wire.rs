@@ -11,18 +11,14 @@ use translate::platform::PageWords;
 use zerocopy::{IntoBytes, transmute};
 
 use super::{Frame, Host, packet_message};
+use crate::net::copy_out;
 use crate::vmbus::VmBus;
 use crate::vmbus::fake::{Fake, HostChannel};
 use crate::vmbus::ring::{ControlWord, RingMemory};
 
 impl Host {
     /// Sends frames, one in a range.
-    pub(in crate::netvsc::tests) fn receive(
-        &mut self,
-        bus: &VmBus<Fake>,
-        channel: u32,
-        frames: &[Frame<'_>],
-    ) -> bool {
+    pub fn receive(&mut self, bus: &VmBus<Fake>, channel: u32, frames: &[Frame<'_>]) -> bool {
         let messages: Vec<_> =
             frames.iter().map(|(frame, infos)| packet_message(frame, infos)).collect();
         let messages: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
@@ -30,15 +26,11 @@ impl Host {
     }
 
     /// Sends a transfer-page packet, each message in a range of its own.
-    pub(in crate::netvsc::tests) fn push(
-        &mut self,
-        bus: &VmBus<Fake>,
-        channel: u32,
-        messages: &[&[u8]],
-    ) -> bool {
+    pub fn push(&mut self, bus: &VmBus<Fake>, channel: u32, messages: &[&[u8]]) -> bool {
         let size = self.section_bytes as usize;
         let needed: usize = messages.iter().map(|m| m.len().div_ceil(size).max(1)).sum();
-        if self.free_sections.len() < needed || needed != messages.len() {
+        if self.receive.is_empty() || self.free_sections.len() < needed || needed != messages.len()
+        {
             return false;
         }
         let mut ranges = Vec::new();
@@ -60,7 +52,7 @@ impl Host {
     }
 
     /// Sends a transfer-page packet of any ranges; its number.
-    pub(in crate::netvsc::tests) fn ranges(
+    pub fn ranges(
         &mut self,
         bus: &VmBus<Fake>,
         channel: u32,
@@ -96,7 +88,7 @@ impl Host {
     }
 
     /// Writes any packet and signals; whether there was room.
-    pub(in crate::netvsc::tests) fn raw(
+    pub fn raw(
         &mut self,
         bus: &VmBus<Fake>,
         channel: u32,
@@ -110,7 +102,7 @@ impl Host {
         sent
     }
 
-    pub(in crate::netvsc::tests) fn write(
+    pub fn write(
         &self,
         channel: u32,
         packet_type: PacketType,
@@ -160,21 +152,38 @@ fn publish(channel: &HostChannel, words: &[u64]) -> bool {
 
 /// Bytes of pages.
 pub(super) fn read(fake: &Fake, pages: &[u64], at: usize, len: usize) -> Vec<u8> {
-    (at..at + len)
-        .map(|at| {
-            let page = fake.page::<PageWords>(pages[at / 4096]).expect("a page of the guest's");
-            page[at % 4096 / 8].load(Ordering::Relaxed).to_le_bytes()[at % 8]
-        })
-        .collect()
+    let mut bytes = vec![0; len];
+    let mut rest = &mut bytes[..];
+    let mut at = at;
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at_mut(rest.len().min(4096 - at % 4096));
+        let page = fake.page::<PageWords>(pages[at / 4096]).expect("a page of the guest's");
+        copy_out(page, at % 4096, now);
+        (at, rest) = (at + now.len(), later);
+    }
+    bytes
 }
 
 pub(super) fn write(fake: &Fake, pages: &[u64], at: usize, bytes: &[u8]) {
-    for (nr, byte) in bytes.iter().enumerate() {
-        let at = at + nr;
+    let (mut at, mut rest) = (at, bytes);
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(rest.len().min(4096 - at % 4096));
         let page = fake.page::<PageWords>(pages[at / 4096]).expect("a page of the guest's");
-        let word = &page[at % 4096 / 8];
+        write_page(page, at % 4096, now);
+        (at, rest) = (at + now.len(), later);
+    }
+}
+
+/// Writes bytes into a page.
+pub fn write_page(page: &PageWords, at: usize, bytes: &[u8]) {
+    let mut rest = bytes;
+    let mut at = at;
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(rest.len().min(8 - at % 8));
+        let word = &page[at / 8];
         let mut whole = word.load(Ordering::Relaxed).to_le_bytes();
-        whole[at % 8] = *byte;
+        whole[at % 8..at % 8 + now.len()].copy_from_slice(now);
         word.store(u64::from_le_bytes(whole), Ordering::Relaxed);
+        (at, rest) = (at + now.len(), later);
     }
 }

@@ -8,14 +8,14 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::vec::Vec;
 
-use translate::evtchn::{self, Here};
+use translate::evtchn::{self, Backend, Here};
 use translate::fake::{FakePlatform, Machine, kernel_regs, mfn, va};
 use translate::gnttab;
 use translate::outcome::Outcome;
 use translate::platform::{GuestMemory, PageWords};
 use translate::xenstore::{Config, DomainConfig, Store};
 use xen_abi::event_channel::EvtchnOp;
-use xen_abi::grant_table::{GnttabOp, gtf};
+use xen_abi::grant_table::{GnttabOp, GrantRef, gtf};
 use xen_abi::{GuestVa, Mfn};
 
 use super::card::{FakeNic, Frame};
@@ -84,16 +84,16 @@ pub fn page_bytes(page: &PageWords) -> Vec<u8> {
 }
 
 pub fn set_page_bytes(page: &PageWords, offset: usize, bytes: &[u8]) {
-    let mut all = page_bytes(page);
-    all[offset..offset + bytes.len()].copy_from_slice(bytes);
-    for (word, bytes) in page.iter().zip(all.chunks_exact(8)) {
-        word.store(u64::from_le_bytes(bytes.try_into().unwrap()), Relaxed);
-    }
+    crate::netvsc::fake::write_page(page, offset, bytes);
 }
+
+/// Pages of worlds that are gone: fuzzers make many.
+static USED: Mutex<Vec<&'static PageWords>> = Mutex::new(Vec::new());
 
 /// A page that is not the guest's.
 pub fn own_page() -> &'static PageWords {
-    Box::leak(Box::new([const { AtomicU64::new(0) }; 512]))
+    let used = USED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+    used.unwrap_or_else(|| Box::leak(Box::new([const { AtomicU64::new(0) }; 512])))
 }
 
 /// All together.
@@ -101,12 +101,23 @@ pub struct World {
     pub machine: Machine,
     pub store: Shared,
     pub vif: Vif<FakeNic>,
+    frames: u64,
     free_pages: Vec<u64>,
     free_grefs: Vec<u32>,
     /// Bytes of an entry of the grant table.
     entry_bytes: u64,
     buffer: Vec<RxPage>,
     bounce: Vec<BouncePage>,
+    /// The guest may change pages that are at the card.
+    pub is_spoilt: bool,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let mut used = USED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        used.extend(self.buffer.iter().map(|page| page.page));
+        used.extend(self.bounce.iter().map(|page| page.page));
+    }
 }
 
 pub const CONFIG: VifConfig = VifConfig { handle: 0, mac: None, mtu: None, promiscuous: false };
@@ -117,7 +128,12 @@ impl World {
     }
 
     pub fn with(info: NetInfo, config: VifConfig, nr_bounce: u64) -> Self {
-        let machine = Machine::with(FRAMES, 4);
+        Self::sized(info, config, nr_bounce, FRAMES)
+    }
+
+    /// A world of so many frames.
+    pub fn sized(info: NetInfo, config: VifConfig, nr_bounce: u64, frames: u64) -> Self {
+        let machine = Machine::with(frames, 4);
         let pool: Vec<Mfn> = TABLE.map(mfn).collect();
         machine.dom.gnttab.set_pool(&machine.plat, &pool);
         let bounce: Vec<_> = (0..nr_bounce)
@@ -129,11 +145,13 @@ impl World {
             machine,
             store: Shared::new(),
             vif,
-            free_pages: (FIRST_FREE..FRAMES).rev().collect(),
+            frames,
+            free_pages: (FIRST_FREE..frames).rev().collect(),
             free_grefs: GREFS.rev().collect(),
             entry_bytes: 8,
             buffer,
             bounce,
+            is_spoilt: false,
         }
     }
 
@@ -214,8 +232,11 @@ impl World {
         flags & gtf::TYPE_MASK == gtf::PERMIT_ACCESS && flags & (gtf::READING | gtf::WRITING) != 0
     }
 
+    /// Whether a backend uses a grant, by what it shows or by what the table knows.
     pub fn any_in_use(&self) -> bool {
-        GREFS.into_iter().any(|gref| self.in_use(gref))
+        let grants = gnttab::open(&self.machine.dom);
+        let is_pinned = |gref| grants.pinned(GrantRef(gref)).is_some();
+        GREFS.into_iter().any(|gref| self.in_use(gref) || is_pinned(gref))
     }
 
     /// Takes a grant back.
@@ -244,8 +265,25 @@ impl World {
         evtchn::event_channel_op(&mut self.machine.cx(), EvtchnOp::CLOSE.0.into(), at.0).unwrap();
     }
 
+    /// Whether a port waits for a backend: none has it.
+    pub fn is_let_go(&self, port: u32) -> bool {
+        let (evtchn, backend) = (&self.machine.dom.evtchn, Backend::Net(0));
+        let bound = evtchn.bind_backend(port, backend);
+        bound.map(|()| evtchn.unbind_backend(port, backend)).is_ok()
+    }
+
+    /// Another kernel has the guest's frames, and knows of no grant.
+    pub fn begin_anew(&mut self) {
+        GREFS.for_each(|gref| self.spoil(gref, 0));
+        self.free_grefs = GREFS.rev().collect();
+        let frames = FIRST_FREE..self.frames;
+        let is_its = |page: &u64| self.plat().frame(mfn(*page)).is_some();
+        self.free_pages = frames.rev().filter(is_its).collect();
+        self.is_spoilt = false;
+    }
+
     /// The guest notifies a port that is of these rings of a queue.
-    pub fn kick(&self, rings: Rings, queue: u16) {
+    pub(in crate::netback) fn kick(&self, rings: Rings, queue: u16) {
         while self.vif.kicked(&self.env(), port_of(3, rings, queue)) {}
         if self.vif.is_unsettled() {
             self.settle();
@@ -281,7 +319,7 @@ impl World {
             copy_out(page, usize::from(*offset), &mut part);
             bytes.extend(part);
         }
-        assert!(bytes == sent.bytes, "the pages changed under the card");
+        assert!(self.is_spoilt || bytes == sent.bytes, "the pages changed under the card");
         self.vif.transmitted(&self.env(), sent.tag, end);
         true
     }

@@ -422,6 +422,8 @@ impl Front {
         let buffer = self.posted[place as usize].take().expect("a page");
         if self.features.flip {
             w.machine.dom.nr_pages.fetch_add(1, Relaxed);
+        } else {
+            w.free_page(buffer.page);
         }
         w.end_access(buffer.gref);
         vec![0; 4096]
@@ -466,14 +468,19 @@ impl CtrlFront {
     pub fn ask(&mut self, w: &World, type_: CtrlType, data: [u32; 3]) -> (CtrlStatus, u32) {
         let id = self.ring.req_prod as u16 ^ 0x55;
         self.ring.put(w, NetifCtrlRequest { id, type_, data }.as_bytes());
-        if self.ring.push(w) {
-            w.kick(Rings::Ctrl, 0);
-        }
+        self.kick(w);
         let (_, response) = self.ring.get::<NetifCtrlResponse>(w).expect("an answer");
         assert!(self.ring.get::<NetifCtrlResponse>(w).is_none(), "one answer");
         assert_eq!((response.id, response.type_), (id, type_));
         assert!(w.take_event(self.port));
         (response.status, response.data)
+    }
+
+    /// Shows the messages, and tells the backend if it wants to be.
+    pub fn kick(&self, w: &World) {
+        if self.ring.push(w) {
+            w.kick(Rings::Ctrl, 0);
+        }
     }
 
     pub fn destroy(self, w: &mut World) {

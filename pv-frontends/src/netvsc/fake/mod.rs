@@ -1,6 +1,12 @@
-//! A network host in memory.
+//! A network host in memory, for tests, here and of crates above. It checks that the guest keeps to
+//! the protocol, and keeps to it itself unless it is told otherwise.
+#![allow(missing_docs, reason = "they are what they are called")]
 
+mod control;
 mod wire;
+
+pub use control::rss_table;
+pub use wire::write_page;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec;
@@ -8,29 +14,27 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use hv_abi::netvsc::Oid;
-use hv_abi::netvsc::ndis::{
-    ChecksumFlags, ENCAPSULATION_8023, LargeSendV2, ObjectHeader, ObjectType, Offload,
-    OffloadParameters, RssCapabilities, RssParameters,
-};
 use hv_abi::netvsc::nvsp::*;
 use hv_abi::netvsc::ppi::{PerPacketInfo, PpiType};
 use hv_abi::netvsc::rndis::{self, Body as _, MessageHeader, MessageType as RndisType};
 use hv_abi::vmbus::offer::interface;
 use hv_abi::vmbus::packet::{GpaDirectHeader, PacketType};
 use hv_abi::vmbus::{ChannelId, ControlMessage, GpaRange, GpadlId, RescindChannelOffer};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, transmute};
+use zerocopy::{FromBytes, FromZeros, IntoBytes, transmute};
 
 use crate::vmbus::VmBus;
 use crate::vmbus::fake::{Fake, Server};
 use crate::vmbus::ring::{ControlWord, RingMemory};
-use wire::read;
+use wire::{read, write};
 
-pub(in crate::netvsc::tests) const MAC: [u8; 6] = [0x00, 0x15, 0x5d, 0x01, 0x02, 0x03];
+pub const MAC: [u8; 6] = [0x00, 0x15, 0x5d, 0x01, 0x02, 0x03];
 
 /// A frame the guest sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::netvsc::tests) struct Sent {
+pub struct Sent {
     pub channel: u32,
+    /// The transaction it came in.
+    pub id: u64,
     pub bytes: Vec<u8>,
     pub infos: Vec<(u32, u32)>,
     /// It was in a section.
@@ -38,15 +42,26 @@ pub(in crate::netvsc::tests) struct Sent {
 }
 
 struct Packet {
+    era: Era,
     channel: u32,
     kind: PacketType,
     id: u64,
     wants_completion: bool,
     payload: Vec<u8>,
     external: Vec<u8>,
+    /// Index of the last channel that was open then.
+    last_queue: u16,
 }
 
-pub(in crate::netvsc::tests) struct Host {
+/// What the host is about to say.
+enum Saying {
+    /// An answer in the ring: the transaction, the message.
+    Completion(u64, Vec<u8>),
+    /// An RNDIS message.
+    Message(Vec<u8>),
+}
+
+pub struct Host {
     pub server: Server,
     pub primary: u32,
     pub newest: Version,
@@ -69,6 +84,8 @@ pub(in crate::netvsc::tests) struct Host {
     pub sent: Vec<Sent>,
     pub messages: usize,
     pub replies: Vec<u32>,
+    /// The card's channel while the conversation goes on.
+    session: Era,
     receive: Vec<u64>,
     send: Vec<u64>,
     pub free_sections: Vec<u32>,
@@ -84,15 +101,27 @@ pub(in crate::netvsc::tests) struct Host {
     /// Packets handled so far.
     pub handled: usize,
     pub limit: usize,
+    /// Taken out of the rings, and not handled.
+    inbox: VecDeque<Packet>,
+    /// There was no room for it.
+    unsaid: VecDeque<(Era, Saying)>,
+    /// Bytes of the next answer to be other than they should: where, and what.
+    pub twist: Vec<(usize, u8)>,
+    /// It said what is not so, and does not look at what the guest makes of it.
+    pub is_lying: bool,
+    pub send_section_bytes: u32,
+    /// Of a message with several.
+    pub max_packets: u32,
+    pub alignment_shift: u32,
 }
 
 /// A channel, and which of its lives.
 type Era = (u32, u32);
 
 /// A frame for the guest: data, per-packet information.
-pub(in crate::netvsc::tests) type Frame<'a> = (&'a [u8], &'a [(PpiType, u32)]);
+pub type Frame<'a> = (&'a [u8], &'a [(PpiType, u32)]);
 
-pub(in crate::netvsc::tests) fn packet_message(frame: &[u8], infos: &[(PpiType, u32)]) -> Vec<u8> {
+pub fn packet_message(frame: &[u8], infos: &[(PpiType, u32)]) -> Vec<u8> {
     let mut ppi = Vec::new();
     for (kind, value) in infos {
         ppi.extend_from_slice(PerPacketInfo::of_word(*kind).as_bytes());
@@ -110,7 +139,7 @@ pub(in crate::netvsc::tests) fn packet_message(frame: &[u8], infos: &[(PpiType, 
 }
 
 impl Host {
-    pub(in crate::netvsc::tests) fn new(fake: Fake) -> Self {
+    pub fn new(fake: Fake) -> Self {
         Self {
             server: Server::new(fake),
             primary: 5,
@@ -132,6 +161,7 @@ impl Host {
             sent: Vec::new(),
             messages: 0,
             replies: Vec::new(),
+            session: (0, 0),
             receive: Vec::new(),
             send: Vec::new(),
             free_sections: Vec::new(),
@@ -143,37 +173,73 @@ impl Host {
             instance: 1,
             handled: 0,
             limit: usize::MAX,
+            inbox: VecDeque::new(),
+            unsaid: VecDeque::new(),
+            twist: Vec::new(),
+            is_lying: false,
+            send_section_bytes: 6144,
+            max_packets: 8,
+            alignment_shift: 3,
         }
     }
 
-    pub(in crate::netvsc::tests) fn run(&mut self, bus: &VmBus<Fake>) {
+    pub fn run(&mut self, bus: &VmBus<Fake>) {
         for _ in 0..10_000 {
             // The rings first: a channel may be about to be closed.
-            let packets = self.take();
-            let is_idle = {
-                let inner = self.server.fake.inner();
-                inner.posted.is_empty() && bus.next_poll_ns() > inner.now_ns
-            };
-            if packets.is_empty() && is_idle {
+            self.take();
+            self.say_rest(bus);
+            if self.inbox.is_empty() && self.is_idle(bus) {
                 return;
             }
-            for packet in packets {
+            while let Some(packet) = self.inbox.pop_front() {
                 if self.handled < self.limit && !self.silent {
                     self.handled += 1;
                     self.handle(bus, &packet);
                 }
             }
-            self.server.run(bus);
-            self.server.fake.inner().signals.clear();
-            self.forget();
+            self.answer_bus(bus);
         }
         panic!("the guest and the host go on and on");
     }
 
-    fn take(&mut self) -> Vec<Packet> {
+    /// Answers the bus, and takes what is in the rings without doing anything about it.
+    pub fn look(&mut self, bus: &VmBus<Fake>) {
+        for _ in 0..10_000 {
+            self.take();
+            self.say_rest(bus);
+            if self.is_idle(bus) {
+                return;
+            }
+            self.answer_bus(bus);
+        }
+        panic!("the guest and the bus go on and on");
+    }
+
+    /// Does what is due about the packet that came first; `false`: there is none.
+    pub fn handle_next(&mut self, bus: &VmBus<Fake>) -> bool {
+        let Some(packet) = self.inbox.pop_front() else { return false };
+        self.handle(bus, &packet);
+        true
+    }
+
+    fn is_idle(&self, bus: &VmBus<Fake>) -> bool {
+        let inner = self.server.fake.inner();
+        inner.posted.is_empty() && bus.next_poll_ns() > inner.now_ns
+    }
+
+    fn answer_bus(&mut self, bus: &VmBus<Fake>) {
+        self.server.run(bus);
+        self.server.fake.inner().signals.clear();
+        self.forget();
+    }
+
+    fn take(&mut self) {
         let mut packets = Vec::new();
         let fake = self.server.fake.clone();
+        let open = self.server.channels.values();
+        let last_queue = open.map(|c| self.index(c.open.channel_id.0)).max().unwrap_or(0);
         for (&id, channel) in &mut self.server.channels {
+            let era = (id, channel.open.open_id);
             let result = channel.incoming.receive(10_000, |packet| {
                 let mut payload = vec![0; packet.payload_bytes()];
                 packet.copy_payload(0, &mut payload);
@@ -192,32 +258,26 @@ impl Host {
                     }
                 }
                 packets.push(Packet {
+                    era,
                     channel: id,
                     kind,
                     id: packet.transaction_id(),
                     wants_completion: packet.wants_completion(),
                     payload,
                     external,
+                    last_queue,
                 });
             });
             result.expect("the ring is whole");
         }
-        packets
+        self.inbox.extend(packets);
     }
 
     fn handle(&mut self, bus: &VmBus<Fake>, packet: &Packet) {
-        let (kind, body) = MessageType::read_from_prefix(&packet.payload).expect("a type");
         if packet.kind == PacketType::COMPLETION {
-            if kind == MessageType::SEND_RNDIS_PACKET_COMPLETE {
-                let (status, _) = u32::read_from_prefix(body).expect("a status");
-                self.completions.push((packet.id, status));
-                match self.outstanding.remove(&packet.id) {
-                    Some((_, sections)) => self.free_sections.extend(sections),
-                    None => assert!(self.strangers.contains(&packet.id), "it was not sent"),
-                }
-            }
-            return;
+            return self.completed(packet);
         }
+        let (kind, body) = MessageType::read_from_prefix(&packet.payload).expect("a type");
         if kind != MessageType::SEND_RNDIS_PACKET {
             self.told.push(kind.0);
             self.lengths.push(packet.payload.len());
@@ -230,6 +290,7 @@ impl Host {
         }
         match kind {
             MessageType::INIT => {
+                self.session = packet.era;
                 let init = Init::read_from_prefix(body).expect("a body").0;
                 assert_eq!(init.min_version, init.max_version);
                 let good = init.max_version <= self.newest;
@@ -241,9 +302,13 @@ impl Host {
                 assert!(!packet.wants_completion);
                 self.config = Some(SendNdisConfig::read_from_prefix(body).expect("a body").0);
             }
-            MessageType::SEND_NDIS_VERSION
-            | MessageType::REVOKE_SEND_BUFFER
-            | MessageType::REVOKE_RECEIVE_BUFFER => assert!(!packet.wants_completion),
+            MessageType::SEND_NDIS_VERSION | MessageType::REVOKE_SEND_BUFFER => {
+                assert!(!packet.wants_completion);
+            }
+            MessageType::REVOKE_RECEIVE_BUFFER => {
+                assert!(!packet.wants_completion);
+                self.forget_buffer();
+            }
             MessageType::SEND_RECEIVE_BUFFER => {
                 let buffer = SendReceiveBuffer::read_from_prefix(body).expect("a body").0;
                 assert_eq!(buffer.id, RECEIVE_BUFFER_ID);
@@ -260,7 +325,8 @@ impl Host {
                 let buffer = SendSendBuffer::read_from_prefix(body).expect("a body").0;
                 self.send = self.pages(buffer.gpadl);
                 let status = Status::SUCCESS;
-                self.answer(bus, packet, &SendSendBufferComplete { status, section_bytes: 6144 });
+                let section_bytes = self.send_section_bytes;
+                self.answer(bus, packet, &SendSendBufferComplete { status, section_bytes });
             }
             MessageType::SUB_CHANNEL => {
                 let request = SubChannelRequest::read_from_prefix(body).expect("a body").0;
@@ -278,6 +344,28 @@ impl Host {
         }
     }
 
+    /// The guest is done with what it received.
+    fn completed(&mut self, packet: &Packet) {
+        let Ok((kind, body)) = MessageType::read_from_prefix(&packet.payload) else { return };
+        if kind != MessageType::SEND_RNDIS_PACKET_COMPLETE {
+            return;
+        }
+        let (status, _) = u32::read_from_prefix(body).expect("a status");
+        self.completions.push((packet.id, status));
+        match self.outstanding.remove(&packet.id) {
+            Some((_, sections)) => {
+                // Who looks again sees that it should not have.
+                let bytes = self.section_bytes as usize;
+                for section in sections.iter().filter(|_| !self.receive.is_empty()) {
+                    let at = *section as usize * bytes;
+                    write(&self.server.fake, &self.receive, at, &vec![0xee; bytes]);
+                }
+                self.free_sections.extend(sections);
+            }
+            None => assert!(self.strangers.contains(&packet.id), "it was not sent"),
+        }
+    }
+
     fn pages(&self, id: GpadlId) -> Vec<u64> {
         self.server.gpadl_pages(id)
     }
@@ -288,35 +376,75 @@ impl Host {
     }
 
     fn complete(&mut self, bus: &VmBus<Fake>, packet: &Packet, message: &[u8]) {
-        let message = &message[..28.min(message.len())];
-        self.raw(bus, packet.channel, PacketType::COMPLETION, packet.id, &[], message);
+        let mut message = message[..28.min(message.len())].to_vec();
+        self.twist(&mut message);
+        self.say(bus, packet.channel, Saying::Completion(packet.id, message));
+    }
+
+    fn twist(&mut self, message: &mut [u8]) {
+        for (at, value) in core::mem::take(&mut self.twist) {
+            let byte = &mut message[at % message.len()];
+            self.is_lying |= *byte != value;
+            *byte = value;
+        }
+    }
+
+    /// Says it behind what found no room before.
+    fn say(&mut self, bus: &VmBus<Fake>, channel: u32, saying: Saying) {
+        self.unsaid.push_back((self.era(channel), saying));
+        self.say_rest(bus);
+    }
+
+    fn say_rest(&mut self, bus: &VmBus<Fake>) {
+        while let Some((era, saying)) = self.unsaid.pop_front() {
+            let channel = era.0;
+            let is_said = self.era(channel) != era
+                || match &saying {
+                    Saying::Completion(id, message) => {
+                        self.raw(bus, channel, PacketType::COMPLETION, *id, &[], message)
+                    }
+                    Saying::Message(message) => {
+                        self.receive.is_empty() || self.push(bus, channel, &[message])
+                    }
+                };
+            if !is_said {
+                self.unsaid.push_front((era, saying));
+                return;
+            }
+        }
     }
 
     fn rndis(&mut self, bus: &VmBus<Fake>, packet: &Packet, body: &[u8]) {
         let rndis = SendRndisPacket::read_from_prefix(body).expect("a body").0;
         let copied = rndis.section != SendRndisPacket::NO_SECTION;
-        let mut bytes = if copied {
-            let at = rndis.section as usize * 6144;
+        let is_data = rndis.channel_type != ChannelType::CONTROL;
+        let mut bytes = if copied && !self.is_lying {
+            let at = (rndis.section * self.send_section_bytes) as usize;
             read(&self.server.fake, &self.send, at, rndis.section_bytes as usize)
         } else {
             Vec::new()
         };
         bytes.extend_from_slice(&packet.external);
-        if rndis.channel_type == ChannelType::CONTROL {
+        if !is_data {
             let status = Status::SUCCESS;
-            self.answer(bus, packet, &SendRndisPacketComplete { status });
-            return self.control(bus, packet.channel, &bytes);
+            let message = Message::new(&SendRndisPacketComplete { status });
+            let message = message.as_bytes()[..28].to_vec();
+            assert!(packet.wants_completion);
+            self.say(bus, packet.channel, Saying::Completion(packet.id, message));
+            return self.control(bus, packet, &bytes);
         }
         self.messages += 1;
-        self.frames(packet.channel, &bytes, copied);
+        if !self.is_lying {
+            self.frames(packet, &bytes, copied);
+        }
         if self.keep {
-            self.kept.push_back((self.era(packet.channel), packet.id));
+            self.kept.push_back((packet.era, packet.id));
         } else {
             self.finish(bus, packet.channel, packet.id, Status::SUCCESS);
         }
     }
 
-    fn frames(&mut self, channel: u32, mut bytes: &[u8], copied: bool) {
+    fn frames(&mut self, sender: &Packet, mut bytes: &[u8], copied: bool) {
         while !bytes.is_empty() {
             let (header, body) = MessageHeader::read_from_prefix(bytes).expect("a header");
             assert_eq!(header.message_type, RndisType::PACKET);
@@ -336,188 +464,51 @@ impl Host {
                     (header.kind.0, value)
                 })
                 .collect();
-            self.sent.push(Sent { channel, bytes: frame, infos, copied });
+            let (channel, id) = (sender.channel, sender.id);
+            self.sent.push(Sent { channel, id, bytes: frame, infos, copied });
             bytes = &bytes[length..];
         }
     }
 
     /// Answers frames that were kept.
-    pub(in crate::netvsc::tests) fn release(
-        &mut self,
-        bus: &VmBus<Fake>,
-        count: usize,
-        status: Status,
-    ) {
+    pub fn release(&mut self, bus: &VmBus<Fake>, count: usize, status: Status) {
         for _ in 0..count {
-            let Some(((channel, _), id)) = self.kept.pop_front() else { return };
+            self.release_nth(bus, 0, status);
+        }
+    }
+
+    pub fn release_last(&mut self, bus: &VmBus<Fake>) {
+        if let Some(last) = self.kept.len().checked_sub(1) {
+            self.release_nth(bus, last, Status::SUCCESS);
+        }
+    }
+
+    pub fn release_nth(&mut self, bus: &VmBus<Fake>, nr: usize, status: Status) {
+        if let Some(((channel, _), id)) = self.kept.remove(nr) {
             self.finish(bus, channel, id, status);
         }
     }
 
-    pub(in crate::netvsc::tests) fn release_last(&mut self, bus: &VmBus<Fake>) {
-        if let Some(((channel, _), id)) = self.kept.pop_back() {
-            self.finish(bus, channel, id, Status::SUCCESS);
-        }
+    /// The channel and the transaction of frames that were kept.
+    pub fn kept_id(&self, nr: usize) -> Option<(u32, u64)> {
+        self.kept.get(nr).map(|((channel, _), id)| (*channel, *id))
     }
 
-    pub(in crate::netvsc::tests) fn kept(&self) -> usize {
+    pub fn kept(&self) -> usize {
         self.kept.len()
     }
 
     fn finish(&mut self, bus: &VmBus<Fake>, channel: u32, id: u64, status: Status) {
         let message = Message::new(&SendRndisPacketComplete { status });
-        self.raw(bus, channel, PacketType::COMPLETION, id, &[], &message.as_bytes()[..28]);
-    }
-
-    fn control(&mut self, bus: &VmBus<Fake>, channel: u32, bytes: &[u8]) {
-        let (header, body) = MessageHeader::read_from_prefix(bytes).expect("a header");
-        assert_eq!(header.length as usize, bytes.len());
-        match header.message_type {
-            RndisType::INITIALIZE => {
-                let request = rndis::Initialize::read_from_prefix(body).expect("it").0;
-                let answer = rndis::InitializeComplete {
-                    request_id: request.request_id,
-                    major_version: 1,
-                    device_flags: rndis::InitializeComplete::CONNECTIONLESS,
-                    max_packets: 8,
-                    max_transfer_bytes: 0xefff_ffff,
-                    alignment_shift: 3,
-                    ..rndis::InitializeComplete::new_zeroed()
-                };
-                self.reply(bus, channel, &answer, &[]);
-            }
-            RndisType::QUERY => {
-                let query = rndis::Query::read_from_prefix(body).expect("it").0;
-                let value = self.value(query.oid);
-                let found = value.is_some();
-                let value = value.unwrap_or_default();
-                let answer = rndis::QueryComplete {
-                    request_id: query.request_id,
-                    status: if found {
-                        rndis::Status::SUCCESS
-                    } else {
-                        rndis::Status::NOT_SUPPORTED
-                    },
-                    length: value.len() as u32,
-                    offset: 16,
-                };
-                self.reply(bus, channel, &answer, &value);
-            }
-            RndisType::SET => {
-                let set = rndis::Set::read_from_prefix(body).expect("it").0;
-                let at = set.offset as usize;
-                let value = body[at..at + set.length as usize].to_vec();
-                self.check_set(set.oid, &value);
-                self.sets.push((set.oid, value));
-                let status =
-                    if self.refuse_sets { rndis::Status::FAILURE } else { rndis::Status::SUCCESS };
-                let answer = rndis::SetComplete { request_id: set.request_id, status };
-                self.reply(bus, channel, &answer, &[]);
-            }
-            RndisType::KEEPALIVE_COMPLETE => {
-                let answer = rndis::KeepaliveComplete::read_from_prefix(body).expect("it").0;
-                self.replies.push(answer.request_id);
-            }
-            RndisType::HALT => {}
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn check_set(&self, oid: Oid, value: &[u8]) {
-        match oid {
-            Oid::TCP_OFFLOAD_PARAMETERS => {
-                let set = OffloadParameters::read_from_bytes(value).expect("whole");
-                assert_eq!((set.header.revision, set.header.size), (3, 28));
-            }
-            Oid::GEN_RECEIVE_SCALE_PARAMETERS => {
-                let rss = RssParameters::read_from_prefix(value).expect("whole").0;
-                assert_eq!(value.len(), 40 + 512 + 40);
-                assert_eq!((rss.table_offset, rss.key_offset), (40, 552));
-                let open = self.server.channels.values();
-                let most = open.map(|c| self.index(c.open.channel_id.0)).max().unwrap_or(0);
-                assert!(rss_table(value).iter().all(|queue| *queue <= u32::from(most)));
-            }
-            _ => assert_eq!(value.len(), 4),
-        }
+        let message = message.as_bytes()[..28].to_vec();
+        self.say(bus, channel, Saying::Completion(id, message));
     }
 
     fn index(&self, id: u32) -> u16 {
         self.server.offers.get(&id).map_or(0, |offer| offer.sub_channel_index)
     }
 
-    fn value(&self, oid: Oid) -> Option<Vec<u8>> {
-        Some(match oid {
-            Oid::IEEE_802_3_PERMANENT_ADDRESS => MAC.to_vec(),
-            Oid::GEN_MAXIMUM_FRAME_SIZE => {
-                let mtu = self.config.map_or(1500, |config| config.mtu - 14);
-                mtu.min(self.mtu).to_le_bytes().to_vec()
-            }
-            Oid::GEN_MEDIA_CONNECT_STATUS => u32::from(!self.link).to_le_bytes().to_vec(),
-            Oid::GEN_LINK_SPEED => 100_000_000u32.to_le_bytes().to_vec(),
-            Oid::TCP_OFFLOAD_HARDWARE_CAPABILITIES if self.offloads => {
-                let mut offload = Offload::new_zeroed();
-                offload.header = ObjectHeader {
-                    object_type: ObjectType::OFFLOAD,
-                    revision: 3,
-                    size: Offload::BYTES_3 as u16,
-                };
-                offload.checksum.ipv4_tx = ChecksumFlags(0x155);
-                offload.checksum.ipv6_tx = ChecksumFlags(0x55);
-                offload.lso_v2 = LargeSendV2 {
-                    ipv4_encapsulation: ENCAPSULATION_8023,
-                    ipv4_max_bytes: 0xf53c,
-                    ipv4_min_segments: 2,
-                    ipv6_encapsulation: ENCAPSULATION_8023,
-                    ipv6_max_bytes: 0xf53c,
-                    ipv6_min_segments: 2,
-                    ipv6_options: 5,
-                };
-                (offload.rsc.ipv4, offload.rsc.ipv6) = (1, 1);
-                offload.as_bytes().to_vec()
-            }
-            Oid::GEN_RECEIVE_SCALE_CAPABILITIES if self.rss_queues > 1 => {
-                let mut rss = RssCapabilities::new_zeroed();
-                rss.header = ObjectHeader {
-                    object_type: ObjectType::RSS_CAPABILITIES,
-                    revision: 2,
-                    size: RssCapabilities::BYTES_2 as u16,
-                };
-                (rss.receive_queues, rss.table_entries) = (self.rss_queues, 128);
-                rss.as_bytes()[..RssCapabilities::BYTES_2].to_vec()
-            }
-            _ => return None,
-        })
-    }
-
-    fn reply<T: rndis::Body + Immutable>(
-        &mut self,
-        bus: &VmBus<Fake>,
-        channel: u32,
-        body: &T,
-        value: &[u8],
-    ) {
-        let header = T::header(value.len() as u32);
-        let message = [header.as_bytes(), body.as_bytes(), value].concat();
-        assert!(self.push(bus, channel, &[&message]), "no room");
-    }
-
-    /// Says something of itself.
-    pub(in crate::netvsc::tests) fn indicate(
-        &mut self,
-        bus: &VmBus<Fake>,
-        status: rndis::Status,
-        value: &[u8],
-    ) {
-        let length = value.len() as u32;
-        let body = rndis::IndicateStatus { status, length, offset: 12 };
-        self.reply(bus, self.primary, &body, value);
-    }
-
-    pub(in crate::netvsc::tests) fn keepalive(&mut self, bus: &VmBus<Fake>, request_id: u32) {
-        self.reply(bus, self.primary, &rndis::Keepalive { request_id }, &[]);
-    }
-
-    pub(in crate::netvsc::tests) fn rescind(&mut self, bus: &VmBus<Fake>, id: u32) {
+    pub fn rescind(&mut self, bus: &VmBus<Fake>, id: u32) {
         self.server.offers.remove(&id);
         self.server.channels.remove(&id);
         self.forget();
@@ -527,15 +518,17 @@ impl Host {
     }
 
     /// Which of its lives a channel is in; 0: none.
-    pub(in crate::netvsc::tests) fn era(&self, channel: u32) -> Era {
+    pub fn era(&self, channel: u32) -> Era {
         (channel, self.server.channels.get(&channel).map_or(0, |open| open.open.open_id))
     }
 
     /// What went with channels that closed.
-    pub(in crate::netvsc::tests) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         let channels = &self.server.channels;
         let lives = |era: &Era| channels.get(&era.0).is_some_and(|c| c.open.open_id == era.1);
         self.kept.retain(|(era, _)| lives(era));
+        self.inbox.retain(|packet| lives(&packet.era));
+        let has_session = lives(&self.session);
         let mut free = core::mem::take(&mut self.free_sections);
         self.outstanding.retain(|_, (era, sections)| {
             let lives = lives(era);
@@ -545,22 +538,30 @@ impl Host {
             lives
         });
         self.free_sections = free;
+        if !has_session {
+            self.forget_buffer();
+        }
+    }
+
+    /// The receive buffer is the guest's again.
+    fn forget_buffer(&mut self) {
+        self.receive.clear();
+        self.free_sections.clear();
+    }
+
+    /// Frames of the receive buffer, in order.
+    pub fn receive_pages(&self) -> &[u64] {
+        &self.receive
     }
 
     /// Sub-channels that are open.
-    pub(in crate::netvsc::tests) fn sub_channels(&self) -> Vec<u32> {
+    pub fn sub_channels(&self) -> Vec<u32> {
         self.server.channels.keys().copied().filter(|id| *id != self.primary).collect()
     }
 
-    pub(in crate::netvsc::tests) fn corrupt(&mut self, bus: &VmBus<Fake>, id: u32) {
+    pub fn corrupt(&mut self, bus: &VmBus<Fake>, id: u32) {
         let channel = &self.server.channels[&id];
         channel.outgoing.memory().store(ControlWord::WriteIndex, 3, Ordering::Relaxed);
         bus.on_signal(ChannelId(id));
     }
-}
-
-/// The queues of a receive-side scaling object's table.
-pub(in crate::netvsc::tests) fn rss_table(value: &[u8]) -> Vec<u32> {
-    let entries = value[40..552].chunks(4);
-    entries.map(|entry| u32::from_le_bytes(entry.try_into().expect("4"))).collect()
 }

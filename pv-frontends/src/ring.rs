@@ -81,6 +81,8 @@ pub struct BackRing<M> {
     entry_words: usize,
     req_cons: u32,
     rsp_prod: u32,
+    /// Responses that the frontend was told of, or did not want to be told of.
+    told: u32,
 }
 
 impl<M: RingMemory> BackRing<M> {
@@ -98,6 +100,7 @@ impl<M: RingMemory> BackRing<M> {
             entry_words: entry_bytes / 4,
             req_cons: start,
             rsp_prod: start,
+            told: start,
         };
         if entries == 0 { Err(Bogus) } else { ring.waiting().map(|_| ring) }
     }
@@ -161,16 +164,21 @@ impl<M: RingMemory> BackRing<M> {
     /// (`RING_PUSH_RESPONSES_AND_CHECK_NOTIFY`). Whether it wants to be told.
     #[must_use]
     pub fn push(&mut self) -> bool {
-        let old = self.memory.load(RSP_PROD, Ordering::Relaxed);
-        let new = self.rsp_prod;
+        self.publish();
+        let (old, new) = (core::mem::replace(&mut self.told, self.rsp_prod), self.rsp_prod);
         if old == new {
             return false;
         }
-        // Release: the responses before the index.
-        self.memory.store(RSP_PROD, new, Ordering::Release);
         self.memory.barrier();
         let event = self.memory.load(RSP_EVENT, Ordering::Relaxed);
         new.wrapping_sub(event) < new.wrapping_sub(old)
+    }
+
+    /// Shows the frontend the responses; [`Self::push`] says later whether it wants to be told of
+    /// them. One that sees them by itself does not.
+    pub fn publish(&mut self) {
+        // Release: the responses before the index.
+        self.memory.store(RSP_PROD, self.rsp_prod, Ordering::Release);
     }
 
     /// Asks to be told of the next request; whether there is one already

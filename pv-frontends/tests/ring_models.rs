@@ -101,6 +101,23 @@ fn reader_sleeps_after_the_first(fences: bool) {
     assert!(seen == 2 || signal, "the reader sleeps, and the second packet waits");
 }
 
+/// A second packet is written while the reader stays with the first, looks again and leaves.
+fn reader_leaves(fences: bool) {
+    let (mut out, mut incoming) = rings(fences);
+    out.write(&packet(1, &[])).expect("there is room");
+    let writer = thread::spawn(move || out.write(&packet(2, &[])));
+    let mut seen = 0;
+    incoming.receive_and_stay(5, |packet| seen = packet.transaction_id()).expect("sound");
+    if incoming.has_packets().expect("sound") {
+        incoming.receive_and_stay(5, |packet| seen = packet.transaction_id()).expect("sound");
+    }
+    if incoming.unmask().expect("sound") {
+        incoming.receive(5, |packet| seen = packet.transaction_id()).expect("sound");
+    }
+    let signal = writer.join().expect("the writer ends").expect("there is room");
+    assert!(seen == 2 || signal, "the reader sleeps, and the second packet waits");
+}
+
 /// The writer finds the ring full and goes to sleep while the reader empties it.
 fn writer_sleeps(fences: bool) {
     let (mut out, mut incoming) = rings(fences);
@@ -134,6 +151,11 @@ fn no_second_packet_waits_for_a_sleeping_reader() {
 }
 
 #[test]
+fn no_packet_waits_for_a_reader_that_stayed() {
+    check(reader_leaves, true);
+}
+
+#[test]
 fn no_room_waits_for_a_sleeping_writer() {
     check(writer_sleeps, true);
 }
@@ -142,6 +164,12 @@ fn no_room_waits_for_a_sleeping_writer() {
 #[should_panic(expected = "the reader sleeps")]
 fn without_fences_a_packet_waits() {
     check(reader_sleeps, false);
+}
+
+#[test]
+#[should_panic(expected = "the reader sleeps")]
+fn without_fences_a_packet_waits_for_a_reader_that_stayed() {
+    check(reader_leaves, false);
 }
 
 #[test]

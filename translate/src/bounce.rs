@@ -32,6 +32,9 @@ pub const ATTENTION_IN_NMI: u8 = 2;
 /// Bit of `attention`: ring 0 has put something off until the guest next comes by. It sets and clears
 /// the bit.
 pub const ATTENTION_PUT_OFF: u8 = 4;
+/// Bit of `attention`: ring 0 looks again at what the event came from, when its handler ends. It
+/// sets and clears the bit.
+pub const ATTENTION_LINGER: u8 = 8;
 
 /// RFLAGS bits a handler does not inherit (Intel SDM 3A 6.12.1.3; AC as Xen does, and IOPL, which
 /// is virtual).
@@ -241,8 +244,14 @@ pub fn must_deliver(entry: &Entry) -> bool {
 /// Whether events are pending and not masked.
 #[inline(always)]
 fn event_waits(entry: &Entry) -> bool {
-    let info = entry.info;
-    info.evtchn_upcall_pending.load(Relaxed) != 0 && info.evtchn_upcall_mask.load(Relaxed) == 0
+    is_event_pending(entry) && entry.info.evtchn_upcall_mask.load(Relaxed) == 0
+}
+
+/// Whether events are pending, masked or not.
+#[inline(always)]
+#[must_use]
+pub fn is_event_pending(entry: &Entry) -> bool {
+    entry.info.evtchn_upcall_pending.load(Relaxed) != 0
 }
 
 /// What must happen before the guest goes on: a waiting NMI, then pending events. Called last

@@ -137,8 +137,8 @@ pub struct VbdConfig {
 pub struct Kicked {
     /// There is more to do: call it again soon.
     pub more: bool,
-    /// A request was held back: call [`Vbd::kicked`] for the queue when the guest does anything
-    /// else than to notify it again, whatever that is.
+    /// Something was held back: call the backend's `kicked` for the queue when the guest does
+    /// anything else than to notify it again, whatever that is.
     pub held: bool,
 }
 

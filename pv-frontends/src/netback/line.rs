@@ -77,6 +77,11 @@ impl Line {
         self.ring.put(words.get(..bytes.len() / 4).unwrap_or_default());
     }
 
+    /// Shows the responses, without telling of them: [`Self::push`] follows.
+    pub(super) fn publish(&mut self) {
+        self.ring.publish();
+    }
+
     /// Shows the responses; the port to notify, if the frontend wants to be.
     #[must_use]
     pub(super) fn push(&mut self) -> Option<Port> {

@@ -53,7 +53,7 @@ use rx::{RxQueue, Woken};
 use steering::{Choice, Steering};
 use tx::{Below, Ran, TxQueue};
 
-pub use crate::blkback::Env;
+pub use crate::blkback::{Env, Kicked};
 pub use chain::Fatal;
 pub use counters::{Counters, RxCounters, TxCounters};
 
@@ -273,32 +273,56 @@ impl<D: NetDevice> Vif<D> {
     /// The guest notified the port with this [`Backend::Net`] index. Whether there is more to do:
     /// call it again soon. Where [`Self::is_unsettled`] is so afterwards, [`Self::settled`] is due.
     pub fn kicked<P: Platform>(&self, env: &Env<'_, P>, index: u16) -> bool {
+        self.notified(env, index, false).more
+    }
+
+    /// As [`Self::kicked`], but small packets may stay here for those that the next notification
+    /// brings: see [`Kicked::held`]. For frontends that notify after each.
+    pub fn kicked_holding<P: Platform>(&self, env: &Env<'_, P>, index: u16) -> Kicked {
+        self.notified(env, index, true)
+    }
+
+    fn notified<P: Platform>(&self, env: &Env<'_, P>, index: u16, hold: bool) -> Kicked {
         let number = index & (MAX_QUEUES - 1);
         let rings = index >> QUEUE_BITS & ((1 << RING_BITS) - 1);
         if rings == Rings::Ctrl as u16 {
-            return self.run_ctrl(env);
+            return Kicked { more: self.run_ctrl(env), held: false };
         }
-        let Some(queue) = self.queues.get(usize::from(number)) else { return false };
+        let Some(queue) = self.queues.get(usize::from(number)) else { return Kicked::default() };
         if rings != Rings::Tx as u16 {
             self.look(env, number, queue);
         }
-        rings != Rings::Rx as u16 && self.run_tx(env, number, queue)
+        if rings == Rings::Rx as u16 {
+            return Kicked::default();
+        }
+        self.take_tx(env, number, queue, hold)
     }
 
     /// Goes on with what the guest sends by a queue, and shows it what was sent. Whether there is
     /// more to do.
     fn run_tx<P: Platform>(&self, env: &Env<'_, P>, number: u16, queue: &Queue) -> bool {
+        self.take_tx(env, number, queue, false).more
+    }
+
+    /// [`Self::run_tx`], which with `hold` may hold something back.
+    fn take_tx<P: Platform>(
+        &self,
+        env: &Env<'_, P>,
+        number: u16,
+        queue: &Queue,
+        hold: bool,
+    ) -> Kicked {
         let info = self.device.info();
         let below = Below { device: &self.device, info: &info, steering: &self.steering };
-        let (ran, port) = {
+        let (ran, held, port) = {
             let mut tx = queue.tx.lock();
-            let mut ran = tx.run(env, &below);
+            let mut ran = tx.run(env, &below, hold);
             if ran == Ran::Busy {
                 // Whoever is called back from now on sees it; if that was before, this finds room.
                 self.tx_busy.fetch_or(1 << number, Ordering::SeqCst);
-                ran = tx.run(env, &below);
+                ran = tx.run(env, &below, false);
             }
-            (ran, tx.push())
+            (ran, tx.holds(), tx.push())
         };
         if let Some(port) = port {
             port.notify(env);
@@ -306,7 +330,7 @@ impl<D: NetDevice> Vif<D> {
         if let Ran::Fatal(fatal) = ran {
             self.fail(env, fatal);
         }
-        ran == Ran::More
+        Kicked { more: ran == Ran::More, held }
     }
 
     /// Looks for slots that packets wait for.

@@ -33,6 +33,9 @@ pub(super) const TX_ENTRY_BYTES: usize = size_of::<NetifTxRequest>();
 const RING_ENTRIES: u16 = ring_size(PAGE_SIZE as usize, TX_ENTRY_BYTES) as u16;
 /// Packets taken from a ring in one go.
 const BUDGET: u32 = 64;
+/// Most packets held back, and for how long while more of them come.
+const MAX_HELD: u32 = 16;
+const HOLD_NS: u64 = 20_000;
 /// Fragments of a packet: one for each slot, one more where a VLAN tag is cut out, and one with
 /// headers of our own.
 pub(super) const MAX_FRAGMENTS: usize = MAX_SLOTS + 2;
@@ -114,6 +117,10 @@ pub(super) struct TxQueue {
     bounce: Vec<BouncePage>,
     has_bounce: bool,
     uncommitted: bool,
+    /// Packets among them that cannot be held back.
+    urgent: bool,
+    /// Packets that were copied and are held back, and since when.
+    held: Option<(u32, u64)>,
     /// Every packet fails.
     device_gone: bool,
     pub(super) counters: TxCounters,
@@ -152,6 +159,8 @@ impl TxQueue {
             has_bounce: !bounce.is_empty(),
             bounce,
             uncommitted: false,
+            urgent: false,
+            held: None,
             device_gone: false,
             counters: TxCounters::default(),
         })
@@ -199,8 +208,15 @@ impl TxQueue {
         }
     }
 
-    /// Takes what is in the ring and hands it to the device, as far as both go.
-    pub(super) fn run<P: Platform>(&mut self, env: &Env<'_, P>, below: &Below<'_>) -> Ran {
+    /// Takes what is in the ring and hands it to the device, as far as both go. With `hold`, what
+    /// the device has copied may stay there until the next call: [`Self::holds`].
+    pub(super) fn run<P: Platform>(
+        &mut self,
+        env: &Env<'_, P>,
+        below: &Below<'_>,
+        hold: bool,
+    ) -> Ran {
+        let copied = self.counters.copied;
         let mut budget = BUDGET;
         let ran = loop {
             if self.current.is_some() {
@@ -219,15 +235,40 @@ impl TxQueue {
                 Err(fatal) => break Ran::Fatal(fatal),
             }
         };
-        if core::mem::take(&mut self.uncommitted) {
+        let packets = (self.counters.copied - copied) as u32;
+        self.held = self.hold(env, packets).filter(|_| hold && ran == Ran::Waits);
+        if self.held.is_none() && core::mem::take(&mut self.uncommitted) {
+            self.urgent = false;
             below.device.commit(self.device_queue);
         }
         ran
     }
 
-    /// Shows the frontend what was answered; the port to notify.
+    /// What is held back with so many more packets, if that may be.
+    fn hold<P: Platform>(&self, env: &Env<'_, P>, packets: u32) -> Option<(u32, u64)> {
+        if !self.uncommitted || self.urgent || self.current.is_some() {
+            return None;
+        }
+        let now = env.plat.now_ns();
+        let (before, since) = self.held.unwrap_or((0, now));
+        let packets = before + packets;
+        (packets < MAX_HELD && now.saturating_sub(since) < HOLD_NS).then_some((packets, since))
+    }
+
+    /// Whether packets are held back, and the frontend has not been told of their answers.
+    pub(super) const fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Shows the frontend what was answered; the port to notify. While packets are held back it is
+    /// not told: Linux's looks for answers when it has sent something.
     pub(super) fn push(&mut self) -> Option<Port> {
-        self.line.as_mut().and_then(Line::push)
+        let line = self.line.as_mut()?;
+        if self.held.is_some() {
+            line.publish();
+            return None;
+        }
+        line.push()
     }
 
     /// Takes the next packet, if there is one.
@@ -407,6 +448,7 @@ impl TxQueue {
                 return Ok(());
             }
             TxSubmitted::Queued => {
+                self.urgent = true;
                 if let Some(packet) = self.packets.get_mut(usize::from(current.packet)) {
                     packet.with_device = true;
                 }

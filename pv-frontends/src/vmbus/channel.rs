@@ -23,6 +23,8 @@ pub struct Channel {
     /// The host answered that it is open, and it was not closed since.
     open: AtomicBool,
     target_vp: AtomicU32,
+    /// The host is not to signal when all was read: somebody looks again ([`super::Lingering`]).
+    lingers: AtomicBool,
     /// The rings; taken away when the channel closes, so that nobody uses their pages after.
     outgoing: Mutex<Option<Outgoing<PagedRing>>>,
     incoming: Mutex<Option<Incoming<PagedRing>>>,
@@ -42,6 +44,7 @@ impl Channel {
             interrupt_page,
             open: AtomicBool::new(false),
             target_vp: AtomicU32::new(target_vp),
+            lingers: AtomicBool::new(false),
             outgoing: Mutex::new(Some(rings.0)),
             incoming: Mutex::new(Some(rings.1)),
         }
@@ -121,8 +124,27 @@ impl Channel {
             return Ok((Received::All, false));
         }
         match self.incoming.lock().as_mut() {
+            Some(ring) if self.lingers.load(Ordering::Relaxed) => {
+                ring.receive_and_stay(budget, each)
+            }
             Some(ring) => ring.receive(budget, each),
             None => Ok((Received::All, false)),
         }
+    }
+
+    /// From now on its ring is read with the host's signals off, and they stay off.
+    pub(super) fn linger(&self) {
+        self.lingers.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether there is something to read. A corrupt ring is: reading it finds that out.
+    pub(super) fn has_packets(&self) -> bool {
+        self.incoming.lock().as_mut().is_some_and(|ring| ring.has_packets().unwrap_or(true))
+    }
+
+    /// The host is to signal again. `true`: there is something to read.
+    pub(super) fn leave(&self) -> bool {
+        self.lingers.store(false, Ordering::Relaxed);
+        self.incoming.lock().as_mut().is_some_and(|ring| ring.unmask().unwrap_or(true))
     }
 }

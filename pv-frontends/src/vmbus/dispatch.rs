@@ -61,6 +61,10 @@ impl<H: Hypervisor> VmBus<H> {
     /// Takes the flags that are set and lets the drivers of those channels read. `flags` are those
     /// of the VMBus SINT on the calling virtual processor.
     pub fn on_event_flags(&self, flags: &EventFlags) {
+        self.each_signal(flags, |id| self.on_signal(id));
+    }
+
+    pub(super) fn each_signal(&self, flags: &EventFlags, mut each: impl FnMut(ChannelId)) {
         // Of channels that were never open there are none.
         let used = self.flag_words.load(Ordering::Relaxed);
         for (nr, word) in flags.words.iter().enumerate().take(used) {
@@ -69,17 +73,23 @@ impl<H: Hypervisor> VmBus<H> {
             }
             // Taken before the rings are read: a signal that comes later sets the flag again.
             for bit in bits(word.swap(0, Ordering::AcqRel)) {
-                self.on_signal(ChannelId(nr as u32 * 64 + bit));
+                each(ChannelId(nr as u32 * 64 + bit));
             }
         }
     }
 
     /// The host signalled a channel. Channels that are not open are none.
     pub fn on_signal(&self, id: ChannelId) {
-        let Some(channel) = self.channel(id) else { return };
+        if let Some(channel) = self.channel(id) {
+            self.read(&channel);
+        }
+    }
+
+    /// Lets a channel's driver read.
+    pub(super) fn read(&self, channel: &Channel) {
         let Some(driver) = self.drivers.get(channel.driver) else { return };
-        if driver.on_signal(self, &channel) == Received::More {
-            self.again(id);
+        if driver.on_signal(self, channel) == Received::More {
+            self.again(channel.id());
         }
     }
 

@@ -26,6 +26,7 @@ mod dispatch;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod gpadl;
+mod linger;
 mod outbox;
 mod platform;
 pub mod ring;
@@ -37,5 +38,6 @@ pub use channel::Channel;
 pub use client::{CloseError, OpenError, OpenParams, VmBus};
 pub use counters::{Counter, Counters};
 pub use dispatch::{Driver, Event};
+pub use linger::Lingering;
 pub use platform::{Hypervisor, Shared};
 pub use ring::{External, OutPacket, Packet, PageSpan, PagedRing, Received, SendError, Span};

@@ -11,6 +11,8 @@ use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
 use core::cell::Cell;
 
+use pv_frontends::vmbus::Lingering;
+use translate::evtchn::Backend;
 use translate::regs::selector;
 use xen_abi::Mfn;
 
@@ -50,8 +52,10 @@ pub struct Cpu {
     pub nmi_seen: Cell<bool>,
     /// A backend held a request back in this hypercall.
     pub holds_now: Cell<bool>,
-    /// The backend's port that holds one back ([`crate::devices::release`]).
-    pub held: Cell<Option<u16>>,
+    /// The backend's queue that holds one back ([`crate::devices::release`]).
+    pub held: Cell<Option<Backend>>,
+    /// VMBus channels the processor stays with ([`crate::devices::linger`]).
+    pub lingering: Cell<Lingering>,
     /// Debug exceptions that hit ring 0 (a guest's breakpoint on memory the shim touched).
     pub debug_seen: Cell<u64>,
 }
@@ -196,6 +200,7 @@ impl Cpu {
             nmi_seen: Cell::new(false),
             holds_now: Cell::new(false),
             held: Cell::new(None),
+            lingering: Cell::new(Lingering::new()),
             debug_seen: Cell::new(0),
         }
     }

@@ -21,7 +21,7 @@ use hv_abi::vmbus::offer::interface;
 use pv_frontends::blkback::Env;
 use pv_frontends::netvsc::NetVsc;
 use pv_frontends::storvsc::{self, StorVsc};
-use pv_frontends::vmbus::{Channel, Driver, Event, Received, VmBus};
+use pv_frontends::vmbus::{Channel, Driver, Event, Lingering, Received, VmBus};
 use spin::Once;
 use translate::builder::cmdline::Options;
 use translate::domain::Domain;
@@ -215,12 +215,39 @@ pub fn message(cpu: &Cpu) -> bool {
     on_cpu(cpu, || take_message(cpu.id))
 }
 
-/// The VMBus interrupt, after its message was taken: signals.
-pub fn signals(cpu: &Cpu) {
-    let Some(bus) = BUS.get() else { return };
-    if let Some(flags) = synic::event_flags(cpu.id) {
-        on_cpu(cpu, || bus.on_event_flags(flags));
+/// The VMBus interrupt, after its message was taken: signals. `true`: the processor stays with their
+/// channels; [`linger`] or [`leave`] follows.
+pub fn signals(cpu: &Cpu) -> bool {
+    let Some(bus) = BUS.get() else { return false };
+    let Some(flags) = synic::event_flags(cpu.id) else { return false };
+    let mut lingering = cpu.lingering.take();
+    on_cpu(cpu, || bus.on_event_flags_lingering(flags, &mut lingering));
+    let stays = !lingering.is_empty();
+    cpu.lingering.set(lingering);
+    stays
+}
+
+/// Looks again at the channels the processor stays with. Whether it stays with any.
+pub fn linger(cpu: &Cpu) -> bool {
+    with_lingering(cpu, VmBus::linger)
+}
+
+/// Lets the host signal again on the channels the processor stays with.
+pub fn leave(cpu: &Cpu) {
+    with_lingering(cpu, VmBus::leave);
+}
+
+fn with_lingering(cpu: &Cpu, f: impl FnOnce(&VmBus<Hv>, &mut Lingering)) -> bool {
+    let mut lingering = cpu.lingering.take();
+    if let Some(bus) = BUS.get()
+        && !lingering.is_empty()
+    {
+        on_cpu(cpu, || f(bus, &mut lingering));
+        settle(cpu);
     }
+    let stays = !lingering.is_empty();
+    cpu.lingering.set(lingering);
+    stays
 }
 
 /// The guest notified a backend: see [`translate::platform::Host::kick_backend`].
@@ -229,35 +256,45 @@ pub fn kicked(plat: &Shim<'_>, dom: &Domain, here: Here<'_>, backend: Backend) -
         return false;
     }
     let env = Env { dom, plat, here };
-    let more = on_cpu(plat.cpu, || match backend {
-        Backend::Blk(port) => kicked_blk(&env, port),
-        Backend::Net(port) => net::kicked(&env, port),
-        Backend::Xenstore => store::changed(&env),
-        Backend::Console => false,
+    let more = on_cpu(plat.cpu, || {
+        let kicked = match backend {
+            Backend::Blk(port) => block::kicked(&env, port),
+            Backend::Net(port) => net::kicked(&env, port),
+            Backend::Xenstore => return store::changed(&env),
+            Backend::Console => return false,
+        };
+        if kicked.held {
+            hold(&env, backend);
+        }
+        kicked.more
     });
     settle(plat.cpu);
     more
 }
 
-/// The guest notified a vbd's queue. What that holds back waits for the next hypercall that is such a
-/// notification, or anything else that brings the processor here.
-fn kicked_blk(env: &Env<'_, Shim<'_>>, port: u16) -> bool {
-    let kicked = block::kicked(env, port);
+/// What a backend's queue holds back waits for the next hypercall that is such a notification, or
+/// anything else that brings the processor here.
+fn hold(env: &Env<'_, Shim<'_>>, backend: Backend) {
     let cpu = env.plat.cpu;
-    if kicked.held {
-        cpu.holds_now.set(true);
-        if let Some(other) = cpu.held.replace(Some(port)).filter(|other| *other != port) {
-            block::release(env, other);
-        }
+    cpu.holds_now.set(true);
+    if let Some(other) = cpu.held.replace(Some(backend)).filter(|other| *other != backend) {
+        release_one(env, other);
     }
-    kicked.more
 }
 
 /// Hands over what was held back on this processor.
 pub fn release(cpu: &Cpu) {
-    if let Some(port) = cpu.held.take() {
-        on_cpu(cpu, || with_env(|env| block::release(env, port)));
+    if let Some(backend) = cpu.held.take() {
+        on_cpu(cpu, || with_env(|env| release_one(env, backend)));
         settle(cpu);
+    }
+}
+
+fn release_one(env: &Env<'_, Shim<'_>>, backend: Backend) {
+    match backend {
+        Backend::Blk(port) => block::release(env, port),
+        Backend::Net(port) => net::release(env, port),
+        Backend::Xenstore | Backend::Console => {}
     }
 }
 

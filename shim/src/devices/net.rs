@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use arrayvec::ArrayVec;
 use hv_abi::Guid;
 use pv_frontends::net::{NetDevice, RxPacket, RxVerdict, Tag, TxEnd};
-use pv_frontends::netback::{BouncePage, Env, Limits, MAX_VIFS, Vif, VifConfig, of_port};
+use pv_frontends::netback::{BouncePage, Env, Kicked, Limits, MAX_VIFS, Vif, VifConfig, of_port};
 use pv_frontends::netvsc::{Card, Config, Counter, Nic, Sink};
 use pv_frontends::vif::{self, Entry, Plan};
 use pv_frontends::vmbus::{Hypervisor, VmBus};
@@ -276,12 +276,21 @@ fn settle_if_due(env: &Env<'_, Shim<'_>>, interface: &Interface) {
     }
 }
 
-/// The guest notified one of a vif's ports. Whether there is more to do.
-pub(super) fn kicked(env: &Env<'_, Shim<'_>>, port: u16) -> bool {
-    let Some(interface) = of_index(of_port(port)) else { return false };
-    let more = interface.vif.kicked(env, port);
+/// The guest notified one of a vif's ports.
+pub(super) fn kicked(env: &Env<'_, Shim<'_>>, port: u16) -> Kicked {
+    let Some(interface) = of_index(of_port(port)) else { return Kicked::default() };
+    let kicked = interface.vif.kicked_holding(env, port);
     settle_if_due(env, &interface);
-    more
+    kicked
+}
+
+/// Hands over what a vif's queue held back.
+pub(super) fn release(env: &Env<'_, Shim<'_>>, port: u16) {
+    let Some(interface) = of_index(of_port(port)) else { return };
+    if interface.vif.kicked(env, port) {
+        AGAIN.store(true, Ordering::Relaxed);
+    }
+    settle_if_due(env, &interface);
 }
 
 /// Nodes that a vif watches were written.

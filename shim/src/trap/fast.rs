@@ -30,7 +30,9 @@ pub(super) unsafe extern "C" fn mmuext_op(list: u64, count: u64, pc: *mut PerCpu
 /// stack_switch.
 pub(super) unsafe extern "C" fn stack_switch(ss: u64, sp: u64, pc: *mut PerCpu) -> i64 {
     // SAFETY: as in `call`. Who has cut something into pieces is done when others run.
-    super::come_by(unsafe { &mut *pc });
+    let own = unsafe { &mut *pc };
+    super::come_by(own);
+    super::look_again(own);
     // SAFETY: see `call`.
     unsafe { call(pc, |cx| cpu::stack_switch(cx, ss, sp)) }
 }

@@ -22,6 +22,7 @@ pub(super) fn handle(number: u8, pc: &mut PerCpu) {
             apic::eoi();
             timer(pc);
             devices::settle_after_timer(&pc.cpu);
+            super::look_again(pc);
             return;
         }
         vector::SINT => {
@@ -31,11 +32,14 @@ pub(super) fn handle(number: u8, pc: &mut PerCpu) {
             if is_timer {
                 timer(pc);
             }
-            devices::signals(&pc.cpu);
+            let stays = devices::signals(&pc.cpu);
             if is_timer {
                 devices::settle_after_timer(&pc.cpu);
             } else {
                 devices::settle(&pc.cpu);
+            }
+            if stays {
+                super::stay(pc);
             }
             return;
         }

@@ -159,7 +159,8 @@ unsafe extern "C" fn hypercall(regs: *mut CpuRegs, pc: *mut PerCpu) {
         Outcome::Continue => {
             regs.rip -= 2;
         }
-        Outcome::Replaced => {}
+        // SAFETY: as above.
+        Outcome::Replaced => look_again(unsafe { &mut *pc }),
         Outcome::Block => {
             // SAFETY: as above; `block` makes its references one at a time.
             regs.rax = unsafe { block(pc) } as u64;
@@ -193,6 +194,42 @@ fn come_by(pc: &mut PerCpu) {
     }
 }
 
+/// After signals of the host's: the processor stays with what they came from if the guest has an
+/// event to deal with, for it comes by when it has.
+fn stay(pc: &mut PerCpu) {
+    pc.vcpu.entry.attention |= bounce::ATTENTION_LINGER;
+    if !bounce::is_event_pending(&pc.vcpu.entry) {
+        leave(pc);
+    }
+}
+
+/// The guest may be done with what the host sent: the host's next is taken, or it signals again.
+#[inline(always)]
+fn look_again(pc: &mut PerCpu) {
+    if pc.vcpu.entry.attention & bounce::ATTENTION_LINGER != 0 {
+        linger(pc);
+    }
+}
+
+/// [`look_again`] if it stayed.
+#[cold]
+#[inline(never)]
+fn linger(pc: &mut PerCpu) {
+    if !devices::linger(&pc.cpu) {
+        pc.vcpu.entry.attention &= !bounce::ATTENTION_LINGER;
+    } else if !bounce::is_event_pending(&pc.vcpu.entry) {
+        leave(pc);
+    }
+}
+
+/// The host signals again.
+#[cold]
+#[inline(never)]
+fn leave(pc: &mut PerCpu) {
+    pc.vcpu.entry.attention &= !bounce::ATTENTION_LINGER;
+    devices::leave(&pc.cpu);
+}
+
 /// Waits until the vCPU's wait is over; returns the hypercall's result.
 ///
 /// # Safety
@@ -209,6 +246,11 @@ unsafe fn block(pc: *mut PerCpu) -> i64 {
             take_nmi(pc);
             if let Some(value) = with_ctx(pc, sched::wake_check) {
                 return value;
+            }
+            // The event that it stayed for may not be what the guest waits for.
+            if pc.vcpu.entry.attention & bounce::ATTENTION_LINGER != 0 {
+                leave(pc);
+                continue;
             }
         }
         // SAFETY: as above.

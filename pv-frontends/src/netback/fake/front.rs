@@ -16,7 +16,7 @@ use xen_abi::{Mfn, Pfn};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::world::{World, page_bytes, set_page_bytes};
-use crate::netback::Rings;
+use crate::netback::{Kicked, Rings, port_of};
 
 /// Entries of either ring.
 pub const RING: u32 = 256;
@@ -276,6 +276,17 @@ impl Front {
         if self.tx.push(w) {
             w.kick(self.rings(Rings::Tx), self.queue);
         }
+    }
+
+    /// As [`Self::flush`], but the backend may hold something back; `None`: it was not told.
+    pub fn flush_holding(&self, w: &World) -> Option<Kicked> {
+        let port = port_of(3, self.rings(Rings::Tx), self.queue);
+        self.tx.push(w).then(|| w.vif.kicked_holding(&w.env(), port))
+    }
+
+    /// What is held back goes.
+    pub fn release(&self, w: &World) {
+        w.kick(self.rings(Rings::Tx), self.queue);
     }
 
     /// Takes all answers, checked as netfront checks them: ids and statuses, and how many were for

@@ -2,6 +2,7 @@
 
 mod ctrl;
 mod handshake;
+mod hold;
 mod hostile;
 mod random;
 mod receive;

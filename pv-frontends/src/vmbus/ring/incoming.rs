@@ -29,7 +29,7 @@ pub struct Incoming<M> {
 /// What became of a call that reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// Everything was read; the writer signals when there is more.
+    /// Everything was read; the writer signals when there is more, unless the reader stays.
     All,
     /// The call's share was read, and there may be more: no signal comes, call again.
     More,
@@ -128,6 +128,15 @@ impl<M: RingMemory> Incoming<M> {
         Ok(self.next != self.write)
     }
 
+    /// Whether there is a packet. Takes none.
+    ///
+    /// # Errors
+    /// [`RingError`]: the ring is corrupt.
+    pub fn has_packets(&mut self) -> Result<bool, RingError> {
+        self.look()?;
+        Ok(self.next != self.write)
+    }
+
     /// Hands up to `budget` packets to `each`, with the writer's signals off meanwhile, and gives
     /// their room back. The second value: the writer must be signalled.
     ///
@@ -136,6 +145,28 @@ impl<M: RingMemory> Incoming<M> {
     pub fn receive(
         &mut self,
         budget: u32,
+        each: impl FnMut(&Packet<'_, M>),
+    ) -> Result<(Received, bool), RingError> {
+        self.read(budget, false, each)
+    }
+
+    /// As [`Self::receive`], but signals stay off when everything was read, too: the caller looks
+    /// again, or calls [`Self::unmask`].
+    ///
+    /// # Errors
+    /// [`RingError`]: as [`Self::receive`].
+    pub fn receive_and_stay(
+        &mut self,
+        budget: u32,
+        each: impl FnMut(&Packet<'_, M>),
+    ) -> Result<(Received, bool), RingError> {
+        self.read(budget, true, each)
+    }
+
+    fn read(
+        &mut self,
+        budget: u32,
+        stays: bool,
         mut each: impl FnMut(&Packet<'_, M>),
     ) -> Result<(Received, bool), RingError> {
         let (mut left, mut signal) = (budget, false);
@@ -153,7 +184,7 @@ impl<M: RingMemory> Incoming<M> {
                 return Ok((Received::More, signal));
             }
             left -= 1;
-            if !self.unmask()? {
+            if stays || !self.unmask()? {
                 return Ok((Received::All, signal));
             }
             self.mask();

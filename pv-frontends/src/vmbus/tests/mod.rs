@@ -3,6 +3,7 @@
 mod any;
 mod channels;
 mod connection;
+mod linger;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;

@@ -37,6 +37,10 @@ counters! {
     TxBatches = "tx_batches",
     /// Packets to be cut up.
     TxGso = "tx_gso",
+    /// Of them those that were longer than the host takes, and went in pieces.
+    TxCut = "tx_cut",
+    /// Of them those of which not all pieces found room.
+    TxCutShort = "tx_cut_short",
     /// Times that nothing was taken: no room in the ring, or too much on its way.
     TxBusy = "tx_busy",
     /// Small packets that were not copied since no section was free.

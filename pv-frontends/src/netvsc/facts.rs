@@ -10,10 +10,10 @@ use hv_abi::netvsc::rndis::{InitializeComplete, MediaState};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::config::{Config, MIN_MTU};
-use super::control;
 use super::frame::{ALIGN, Limits, MAX_FRAGMENTS};
 use super::slots::{Pages, Sections};
 use super::tx::{Session, batch_bytes};
+use super::{control, cut};
 use crate::net::{HASH_KEY_BYTES, HashTypes, MacAddress, NetInfo, Rss, RxFilter, TxOffloads};
 
 /// Least bytes of a send section that are of any use.
@@ -95,8 +95,9 @@ impl Facts {
         true
     }
 
+    /// What the host does to packets.
     pub(super) fn tx(&self) -> TxOffloads {
-        control::tx_offloads(&self.offload)
+        cut::useful(control::tx_offloads(&self.offload))
     }
 
     /// Which received streams can be coalesced.
@@ -132,7 +133,7 @@ impl Facts {
             speed_bps: self.speed_bps,
             queues: queues.max(1),
             max_fragments: MAX_FRAGMENTS as u16,
-            tx: self.tx(),
+            tx: cut::offered(self.tx()),
             coalesce_v4,
             coalesce_v6,
             rss_entries: if self.rss_queues > 1 { self.rss_entries } else { 0 },

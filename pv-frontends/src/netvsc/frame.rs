@@ -6,6 +6,7 @@ use hv_abi::netvsc::ppi::{LargeSend, PerPacketInfo, PpiType, TxChecksum, Vlan};
 use hv_abi::netvsc::rndis::{Body, MessageHeader, Packet};
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::cut::{self, Cut, Cuts};
 use super::slots::SLOT_BYTES;
 use crate::net::{
     ETHERNET_HEADER_BYTES, Ip, MAX_PACKET_BYTES, Transport, TxCsum, TxFragment, TxOffloads,
@@ -36,7 +37,9 @@ pub(super) struct Header {
     bytes: ArrayVec<u8, SLOT_BYTES>,
     /// Bytes of the packet that are in it.
     pub copied: u32,
-    /// Bytes of the packet.
+    /// Where what is not begins.
+    pub rest: u32,
+    /// Bytes of the packet, or of the piece of it.
     pub data_bytes: u32,
 }
 
@@ -67,18 +70,64 @@ impl Header {
     }
 }
 
+/// What becomes of a packet.
+#[derive(Debug)]
+pub(super) enum Form {
+    /// It goes as it is.
+    Whole(Header),
+    /// It goes in pieces.
+    Pieces(Pieces),
+}
+
+/// A packet that goes in pieces.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    pub cuts: Cuts,
+    large: Large,
+}
+
 /// Checks a packet and makes its header.
-pub(super) fn header(packet: &TxPacket<'_>, limits: &Limits) -> Result<Header, TxRefusal> {
+pub(super) fn form(packet: &TxPacket<'_>, limits: &Limits) -> Result<Form, TxRefusal> {
     let data_bytes = check_fragments(packet)?;
     check_size(packet, limits, data_bytes)?;
     let csum = check_csum(packet, limits, data_bytes)?;
-    let large = large_send(packet, limits, data_bytes)?;
+    let Some(mut large) = large_send(packet, limits, data_bytes)? else {
+        return header(packet, csum, None, 0, data_bytes).map(Form::Whole);
+    };
+    let headers = large.headers.len() as u32;
+    let (ip, l3) = (large.ip, large.l3);
+    if let Some(cuts) = Cuts::of(packet, limits, (ip, l3 as u16), headers, data_bytes)? {
+        return Ok(Form::Pieces(Pieces { cuts, large }));
+    }
+    large.prepare()?;
+    header(packet, csum, Some(&large), headers, data_bytes).map(Form::Whole)
+}
 
+impl Pieces {
+    /// The header of a piece.
+    pub(super) fn header(&self, packet: &TxPacket<'_>, cut: &Cut) -> Result<Header, TxRefusal> {
+        let mut large = self.large.clone();
+        let changed = cut.change(&mut large.headers, large.ip, large.l3, large.l4);
+        changed.ok_or(TxRefusal::Headers)?;
+        large.prepare()?;
+        let headers = large.headers.len() as u32;
+        header(packet, None, Some(&large), headers + cut.begin, headers + cut.bytes)
+    }
+}
+
+/// Makes the header of `data_bytes` of a packet, of which those that are not copied are at `rest`.
+fn header(
+    packet: &TxPacket<'_>,
+    csum: Option<TxChecksum>,
+    large: Option<&Large>,
+    rest: u32,
+    data_bytes: u32,
+) -> Result<Header, TxRefusal> {
     let mut infos: ArrayVec<(PpiType, u32), 3> = ArrayVec::new();
     // No more than there is room for.
     infos.extend(packet.hash.map(|hash| (PpiType::HASH_VALUE, hash)));
     infos.extend(packet.vlan.map(|tci| (PpiType::VLAN, Vlan::from_tci(tci).0)));
-    match &large {
+    match large {
         Some(large) => infos.push((PpiType::LARGE_SEND, large.info.0)),
         None => infos.extend(csum.map(|csum| (PpiType::CHECKSUM, csum.0))),
     }
@@ -91,7 +140,7 @@ pub(super) fn header(packet: &TxPacket<'_>, limits: &Limits) -> Result<Header, T
         per_packet_info_length: info_bytes,
         ..Packet::new_zeroed()
     };
-    let mut header = Header { bytes: ArrayVec::new(), copied: 0, data_bytes };
+    let mut header = Header { bytes: ArrayVec::new(), copied: 0, rest, data_bytes };
     header.put(Packet::header(info_bytes + data_bytes).as_bytes())?;
     header.put(body.as_bytes())?;
     for (kind, value) in infos {
@@ -155,10 +204,21 @@ fn check_csum(
     Ok(Some(TxChecksum::new(flags, offset)))
 }
 
-/// A packet to be cut up: what the host is told, and its headers as the host wants them.
+/// A packet to be cut up: what the host is told, and its headers.
+#[derive(Clone, Debug)]
 struct Large {
     info: LargeSend,
     headers: ArrayVec<u8, SLOT_BYTES>,
+    ip: Ip,
+    l3: usize,
+    l4: usize,
+}
+
+impl Large {
+    /// Makes the headers what the host wants.
+    fn prepare(&mut self) -> Result<(), TxRefusal> {
+        prepare(&mut self.headers, self.ip, self.l3, self.l4).ok_or(TxRefusal::Headers)
+    }
 }
 
 fn large_send(
@@ -170,12 +230,8 @@ fn large_send(
     let TxCsum::Partial { ip, transport: Transport::Tcp, l3, l4 } = packet.csum else {
         return Err(TxRefusal::Unsupported);
     };
-    let most = if ip == Ip::V4 { limits.tx.gso_v4_bytes } else { limits.tx.gso_v6_bytes };
-    if gso.mss == 0 || most == 0 {
+    if gso.mss == 0 || cut::most(&limits.tx, ip) == 0 {
         return Err(TxRefusal::Unsupported);
-    }
-    if bytes - u32::from(l3) > most {
-        return Err(TxRefusal::Size);
     }
     let (l3, l4) = (usize::from(l3), usize::from(l4));
     let mut headers = ArrayVec::new();
@@ -191,9 +247,8 @@ fn large_send(
         check_size(&TxPacket { gso: None, ..*packet }, limits, bytes)?;
         return Ok(None);
     }
-    prepare(&mut headers, ip, l3, l4).ok_or(TxRefusal::Headers)?;
     let info = LargeSend::v2(u32::from(gso.mss), l4 as u16, ip == Ip::V6);
-    Ok(Some(Large { info, headers }))
+    Ok(Some(Large { info, headers, ip, l3, l4 }))
 }
 
 /// The first `bytes` bytes of a packet, behind those that are there already.

@@ -23,6 +23,7 @@ mod card;
 mod config;
 mod control;
 mod counters;
+mod cut;
 mod driver;
 mod facts;
 #[cfg(any(test, feature = "fake"))]

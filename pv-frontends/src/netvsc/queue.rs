@@ -201,13 +201,13 @@ impl Queue {
         let status = message.get::<SendRndisPacketComplete>().map(|answer| answer.status);
         let succeeded = status == Some(Status::SUCCESS);
         // The lock ends before anyone is told.
-        let ended = self.tx.lock().complete(id);
+        let ended = self.tx.lock().complete(id, succeeded);
         match ended {
             Some(ended) => {
                 if !succeeded {
                     self.counters.add(Counter::TxHostRefused, 1);
                 }
-                if let Ended::Packet(tag) = ended {
+                if let Ended::Packet(tag, succeeded) = ended {
                     above.transmitted(tag, tx::end(succeeded));
                 }
             }

@@ -14,7 +14,7 @@ use hv_abi::netvsc::nvsp::{ChannelType, Message, SendRndisPacket};
 use zerocopy::IntoBytes;
 
 use super::counters::{Counter, Counters};
-use super::frame::{self, ALIGN, Header, Limits, MAX_FRAGMENTS};
+use super::frame::{self, ALIGN, Form, Header, Limits, MAX_FRAGMENTS, Pieces};
 use super::slots::{Pages, SLOT_BYTES, SLOTS_PER_PAGE, Sections, Writer};
 use crate::net::{Tag, TxEnd, TxPacket, TxRefusal, TxSubmitted};
 use crate::vmbus::{Channel, External, Hypervisor, OutPacket, PageSpan, SendError, VmBus};
@@ -41,11 +41,28 @@ enum InSlot {
     Nothing,
     /// A packet by its pages.
     Packet(Tag),
+    /// The first piece of a packet that goes in pieces. Its slot is free when the host has done with
+    /// all of them.
+    First(First),
+    /// Another piece, of the packet whose first is in that slot.
+    Piece(u16),
     /// Copied packets.
     Section {
         section: u32,
         packets: u32,
     },
+}
+
+/// A packet in pieces.
+#[derive(Clone, Copy, Debug)]
+struct First {
+    tag: Tag,
+    /// Pieces the host has.
+    left: u8,
+    /// It has the first one.
+    is_sent: bool,
+    /// It did not refuse any.
+    succeeded: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,8 +84,10 @@ struct Batch {
 /// What ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
-    Packet(Tag),
-    Section,
+    /// A packet; whether the host took it.
+    Packet(Tag, bool),
+    /// Copied ones, whose sender knows nothing of it, or a piece of one.
+    Part,
 }
 
 /// Sending on one queue.
@@ -129,9 +148,12 @@ impl Tx {
         // Taken out meanwhile: to be lent, and not counted.
         let session = self.session.take();
         let submitted = match &session {
-            Some(session) => match frame::header(packet, &session.limits) {
-                Ok(header) => {
+            Some(session) => match frame::form(packet, &session.limits) {
+                Ok(Form::Whole(header)) => {
                     self.send(bus, channel, queue, counters, session, packet, header, tag)
+                }
+                Ok(Form::Pieces(pieces)) => {
+                    self.send_pieces(bus, channel, counters, session, packet, &pieces, tag)
                 }
                 Err(refusal) => TxSubmitted::Refused(refusal),
             },
@@ -184,22 +206,88 @@ impl Tx {
         if let Err(error) = self.flush(bus, channel, counters, session) {
             return outcome(error);
         }
-        let Some(nr) = self.free.last().copied() else { return TxSubmitted::Busy };
-        let Some(spans) = self.spans(nr, packet, &mut header) else {
-            return TxSubmitted::Refused(TxRefusal::Fragments);
-        };
+        match self.send_pages(bus, channel, session, packet, &mut header, InSlot::Packet(tag)) {
+            Ok(_) => TxSubmitted::Queued,
+            Err(error) => outcome(error),
+        }
+    }
+
+    /// Sends a packet, or a piece of one, by its pages; the slot it is in.
+    fn send_pages<H: Hypervisor>(
+        &mut self,
+        bus: &VmBus<H>,
+        channel: &Channel,
+        session: &Session,
+        packet: &TxPacket<'_>,
+        header: &mut Header,
+        what: InSlot,
+    ) -> Result<u16, SendError> {
+        let nr = self.free.last().copied().ok_or(SendError::Full)?;
+        let spans = self.spans(nr, packet, header).ok_or(SendError::BadSpan)?;
         let body = SendRndisPacket {
             channel_type: ChannelType::DATA,
             section: SendRndisPacket::NO_SECTION,
             section_bytes: 0,
         };
-        let external = External::PageBuffers(&spans);
-        match self.write(bus, channel, session, nr, external, &body) {
-            Ok(()) => {
-                self.occupy(nr, InSlot::Packet(tag));
-                TxSubmitted::Queued
+        self.write(bus, channel, session, nr, External::PageBuffers(&spans), &body)?;
+        self.occupy(nr, what);
+        Ok(nr)
+    }
+
+    /// Sends a packet that is longer than the host takes. Where there is room for the first piece,
+    /// but not for another, that one is lost, as a switch may lose it: the packet cannot be taken
+    /// back any more.
+    #[allow(clippy::too_many_arguments, reason = "all of one call's, from one place")]
+    fn send_pieces<H: Hypervisor>(
+        &mut self,
+        bus: &VmBus<H>,
+        channel: &Channel,
+        counters: &Counters,
+        session: &Session,
+        packet: &TxPacket<'_>,
+        pieces: &Pieces,
+        tag: Tag,
+    ) -> TxSubmitted {
+        if let Err(error) = self.flush(bus, channel, counters, session) {
+            return outcome(error);
+        }
+        if self.free.len() < pieces.cuts.count() as usize {
+            return TxSubmitted::Busy;
+        }
+        let mut first = None;
+        for cut in pieces.cuts.each() {
+            let what = match first {
+                None => InSlot::First(First { tag, left: 1, is_sent: true, succeeded: true }),
+                Some(first) => InSlot::Piece(first),
+            };
+            let sent = match pieces.header(packet, &cut) {
+                Ok(mut header) => self.send_pages(bus, channel, session, packet, &mut header, what),
+                Err(refusal) if first.is_none() => return TxSubmitted::Refused(refusal),
+                Err(_) => Err(SendError::BadSpan),
+            };
+            match (sent, first) {
+                (Ok(nr), None) => first = Some(nr),
+                (Ok(_), Some(first)) => {
+                    if let Some(first) = self.first(first) {
+                        first.left += 1;
+                    }
+                }
+                (Err(error), None) => return outcome(error),
+                (Err(_), Some(_)) => {
+                    counters.add(Counter::TxCutShort, 1);
+                    break;
+                }
             }
-            Err(error) => outcome(error),
+        }
+        counters.add(Counter::TxCut, 1);
+        TxSubmitted::Queued
+    }
+
+    /// The packet in pieces whose first is in a slot.
+    fn first(&mut self, nr: u16) -> Option<&mut First> {
+        match &mut self.slots.get_mut(usize::from(nr))?.what {
+            InSlot::First(first) => Some(first),
+            _ => None,
         }
     }
 
@@ -287,15 +375,16 @@ impl Tx {
             offset: (at % PAGE_SIZE) as u32,
             bytes: header.len(),
         });
-        let mut skip = header.copied;
+        let (mut skip, mut left) = (header.rest, header.data_bytes - header.copied);
         for fragment in packet.fragments {
             let len = u32::from(fragment.len);
             let cut = skip.min(len);
             skip -= cut;
-            if cut < len {
+            let bytes = (len - cut).min(left);
+            left -= bytes;
+            if bytes > 0 {
                 let offset = u32::from(fragment.offset) + cut;
-                let span = PageSpan { gpfn: fragment.gpfn.0, offset, bytes: len - cut };
-                spans.try_push(span).ok()?;
+                spans.try_push(PageSpan { gpfn: fragment.gpfn.0, offset, bytes }).ok()?;
             }
         }
         Some(spans)
@@ -350,26 +439,57 @@ impl Tx {
         }
     }
 
-    /// A message of the host's says that a transmission ended; `None`: there is none such.
-    pub(super) fn complete(&mut self, transaction_id: u64) -> Option<Ended> {
+    /// A message of the host's says that a transmission ended, and how; `None`: there is none such.
+    pub(super) fn complete(&mut self, transaction_id: u64, succeeded: bool) -> Option<Ended> {
         let nr = u16::try_from(transaction_id & 0xffff_ffff).ok()?;
         let slot = self.slots.get_mut(usize::from(nr))?;
         if u64::from(slot.generation) != transaction_id >> 32 {
             return None;
         }
-        let what = core::mem::replace(&mut slot.what, InSlot::Nothing);
-        let ended = match what {
-            InSlot::Nothing => return None,
-            InSlot::Packet(tag) => Ended::Packet(tag),
+        match slot.what {
+            InSlot::Nothing => None,
+            InSlot::First(ref mut first) => {
+                if !core::mem::take(&mut first.is_sent) {
+                    return None;
+                }
+                Some(self.piece_ended(nr, succeeded))
+            }
+            InSlot::Piece(first) => {
+                self.vacate(nr);
+                Some(self.piece_ended(first, succeeded))
+            }
+            InSlot::Packet(tag) => {
+                self.vacate(nr);
+                Some(Ended::Packet(tag, succeeded))
+            }
             InSlot::Section { section, .. } => {
+                self.vacate(nr);
                 if let Some(session) = &self.session {
                     session.sections.release(section);
                 }
-                Ended::Section
+                Some(Ended::Part)
             }
-        };
-        self.free.push(nr);
-        Some(ended)
+        }
+    }
+
+    /// A piece of the packet ended whose first is in a slot.
+    fn piece_ended(&mut self, nr: u16, succeeded: bool) -> Ended {
+        let Some(first) = self.first(nr) else { return Ended::Part };
+        first.left -= 1;
+        first.succeeded &= succeeded;
+        let (tag, left, succeeded) = (first.tag, first.left, first.succeeded);
+        if left > 0 {
+            return Ended::Part;
+        }
+        self.vacate(nr);
+        Ended::Packet(tag, succeeded)
+    }
+
+    fn vacate(&mut self, nr: u16) {
+        if let Some(slot) = self.slots.get_mut(usize::from(nr)) {
+            slot.what = InSlot::Nothing;
+            self.free.push(nr);
+        }
     }
 
     /// Takes a packet that the host does not have any more; `false`: there is none.
@@ -385,7 +505,8 @@ impl Tx {
             let Some(slot) = self.slots.get_mut(usize::from(nr)) else { continue };
             match core::mem::replace(&mut slot.what, InSlot::Nothing) {
                 InSlot::Nothing => continue,
-                InSlot::Packet(tag) => {
+                InSlot::Piece(_) => {}
+                InSlot::Packet(tag) | InSlot::First(First { tag, .. }) => {
                     counters.add(Counter::TxLost, 1);
                     each(tag);
                 }

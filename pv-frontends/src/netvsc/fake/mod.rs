@@ -489,6 +489,11 @@ impl Host {
         }
     }
 
+    /// Answers a transaction that was answered.
+    pub fn complete_again(&mut self, bus: &VmBus<Fake>, channel: u32, id: u64) {
+        self.finish(bus, channel, id, Status::SUCCESS);
+    }
+
     /// The channel and the transaction of frames that were kept.
     pub fn kept_id(&self, nr: usize) -> Option<(u32, u64)> {
         self.kept.get(nr).map(|((channel, _), id)| (*channel, *id))

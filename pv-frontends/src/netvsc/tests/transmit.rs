@@ -10,7 +10,7 @@ const CSUM: u32 = PpiType::CHECKSUM.0;
 const LSO: u32 = PpiType::LARGE_SEND.0;
 
 /// A TCP segment in IPv4 or IPv6, with options of 12 bytes.
-fn tcp(ip: Ip, payload: usize) -> (Vec<u8>, TxCsum) {
+pub(super) fn tcp(ip: Ip, payload: usize) -> (Vec<u8>, TxCsum) {
     let mut bytes = frame(14, 3);
     let total = 32 + payload;
     let l4 = match ip {

@@ -23,6 +23,7 @@ pub mod storvsc;
 pub mod synic;
 pub mod timer;
 pub mod vmbus;
+pub mod vp;
 
 pub use guid::Guid;
 pub use nt_status::NtStatus;

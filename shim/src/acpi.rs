@@ -4,6 +4,7 @@
 use arrayvec::ArrayVec;
 
 use crate::mm::fixmap::MAX_IOAPICS;
+use crate::mm::layout::MAX_VCPUS;
 
 /// Generic address structure (ACPI 6.5 5.2.3.2).
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +66,8 @@ pub struct Acpi {
     pub ioapics: ArrayVec<IoApic, { MAX_IOAPICS as usize }>,
     /// From the MADT.
     pub overrides: ArrayVec<Override, 16>,
+    /// APIC ids of the processors that are there, the first of them; from the MADT.
+    pub processors: ArrayVec<u32, { MAX_VCPUS + 1 }>,
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -182,12 +185,25 @@ fn s5(aml: &[u8]) -> Option<(u8, u8)> {
     Some((integer()?, integer().unwrap_or(0)))
 }
 
+fn add_processor(acpi: &mut Acpi, id: Option<u32>, flags: Option<u32>) {
+    if let (Some(id), Some(flags)) = (id, flags)
+        && flags & 1 != 0
+        && !acpi.processors.contains(&id)
+    {
+        let _ = acpi.processors.try_push(id);
+    }
+}
+
 fn madt(table: &[u8], acpi: &mut Acpi) {
     let mut rest = table.get(44..).unwrap_or(&[]);
     while let Some(&len) = rest.get(1) {
         let Some(entry) = rest.get(..usize::from(len)).filter(|e| e.len() >= 2) else { return };
         rest = &rest[usize::from(len)..];
         match entry[0] {
+            // Local APIC, local x2APIC (ACPI 6.5 5.2.12.2 and 5.2.12.12): flag 0 is "enabled". An id
+            // that has both is there once.
+            0 => add_processor(acpi, entry.get(3).copied().map(u32::from), u32_at(entry, 4)),
+            9 => add_processor(acpi, u32_at(entry, 4), u32_at(entry, 8)),
             1 => {
                 if let (Some(address), Some(gsi_base)) = (u32_at(entry, 4), u32_at(entry, 8)) {
                     let ioapic = IoApic { address: u64::from(address), gsi_base };

@@ -6,6 +6,7 @@ use arrayvec::ArrayString;
 use translate::platform::Shutdown;
 use translate::regs::CpuRegs;
 
+use crate::cpu::{percpu, smp};
 use crate::log;
 
 /// An exception of the shim's own: prints it and ends the VM.
@@ -32,6 +33,7 @@ pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
 
 /// The domain ends.
 pub fn shutdown(why: Shutdown, regs: Option<&CpuRegs>) -> ! {
+    smp::end_others(percpu::current_id());
     match why {
         Shutdown::Poweroff => {
             crate::devices::report();
@@ -79,6 +81,7 @@ fn print_regs(frame: &CpuRegs) {
 /// Prints the text, hands it to the host's crash registers, and ends the VM. Without crash
 /// registers it ends by a triple fault, which hosts report as a crash too.
 fn crash(text: &str, regs: Option<&CpuRegs>) -> ! {
+    smp::end_others(percpu::current_id());
     log::print(format_args!("{text}"));
     if let Some(frame) = regs {
         print_regs(frame);

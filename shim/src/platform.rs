@@ -9,6 +9,8 @@ use translate::platform::{
     TscScale, VcpuSet,
 };
 use translate::regs::CpuRegs;
+use translate::vcpu::Vcpu;
+use translate::vcpu_start::FpuImage;
 use xen_abi::{GuestVa, MachineAddr, Mfn, Pfn, SharedView};
 
 use crate::cpu::{self, Cpu, msr};
@@ -125,22 +127,25 @@ impl Processor for Shim<'_> {
     }
     #[inline]
     fn flush_tlb_local(&self) {
-        // SAFETY: the L4 in CR3 stays; it was given the shim's slots when it was loaded.
-        unsafe { cpu::write_cr3(self.cpu.cr3.get()) };
+        self.cpu.reload_cr3();
     }
     #[inline]
     fn invlpg_local(&self, va: GuestVa) {
-        // SAFETY: INVLPG has no effect but on the TLB.
-        unsafe { asm!("invlpg [{}]", in(reg) va.0, options(nostack, preserves_flags)) };
+        cpu::invlpg(va.0);
     }
     #[inline]
     fn flush_tlb(&self, set: VcpuSet, va: Option<GuestVa>) {
-        let here = match set {
-            VcpuSet::All => true,
-            VcpuSet::Mask(mask) => mask >> (self.cpu.id & 63) & 1 != 0,
+        let set = match set {
+            VcpuSet::All => u64::MAX,
+            VcpuSet::Mask(mask) => mask,
         };
+        let me = 1 << (self.cpu.id & 63);
+        let others = set & crate::guest::domain().on_tables() & !me;
+        if others != 0 {
+            cpu::ipi::flush(self.cpu, others, va);
+        }
         match va {
-            _ if !here => {}
+            _ if set & me == 0 => {}
             Some(va) => self.invlpg_local(va),
             None => self.flush_tlb_local(),
         }
@@ -265,6 +270,19 @@ impl Processor for Shim<'_> {
     fn set_guest_cr4(&self, value: u64) {
         self.cpu.set_guest_cr4(value);
     }
+    fn leave_guest_tables(&self) {
+        self.cpu.leave_guest_tables();
+    }
+    fn load_fpu(&self, image: &FpuImage) {
+        /// MXCSR bits every processor with 64-bit mode has.
+        const MXCSR: u32 = 0xffff;
+        let mut image = *image;
+        let mxcsr = &mut image.0[24..28];
+        let value = u32::from_le_bytes([mxcsr[0], mxcsr[1], mxcsr[2], mxcsr[3]]) & MXCSR;
+        mxcsr.copy_from_slice(&value.to_le_bytes());
+        // SAFETY: the image is aligned, and MXCSR has no reserved bit; the shim uses no FPU.
+        unsafe { asm!("clts", "fxrstor64 [{}]", in(reg) &raw const image, options(nostack)) };
+    }
     fn wbinvd(&self) {
         // SAFETY: writes caches back.
         unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
@@ -295,7 +313,10 @@ impl Host for Shim<'_> {
         crate::fatal::shutdown(why, regs)
     }
     fn kick(&self, vcpu: u32) {
-        crate::log!(Warn, "kick of vCPU {vcpu}, which does not run");
+        cpu::ipi::send(1 << (vcpu & 63), cpu::idt::vector::KICK);
+    }
+    fn with_new_vcpu(&self, id: u32, f: &mut dyn FnMut(&mut Vcpu)) -> bool {
+        cpu::smp::with_new_vcpu(id, f)
     }
     fn yield_hint(&self) {
         crate::hv::notify_long_spin_wait(u32::MAX);

@@ -85,7 +85,7 @@ pub fn reset_after_failure() -> ! {
 }
 
 /// Stops this processor.
-fn halt() -> ! {
+pub fn halt() -> ! {
     loop {
         // SAFETY: interrupts are off; HLT waits for nothing.
         unsafe { asm!("cli", "hlt", options(nomem, nostack)) };

@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{AtomicU16, Ordering};
 
+use spin::{Mutex, MutexGuard};
+
 use crate::port;
 
 /// COM1, COM2.
@@ -12,6 +14,12 @@ pub const COM2: u16 = 0x2f8;
 const FIFO: usize = 16;
 const LSR_DATA: u8 = 1;
 const LSR_EMPTY: u8 = 1 << 5;
+
+/// One processor at a time uses the port.
+static BUSY: Mutex<()> = Mutex::new(());
+/// How often a processor looks whether the port is free. A report of a crash gets out even if the one that
+/// has the port stopped with it.
+const PATIENCE: u32 = 10_000_000;
 
 /// Port of the console, 0 = none.
 static CONSOLE: AtomicU16 = AtomicU16::new(0);
@@ -73,12 +81,23 @@ fn wait_empty(base: u16) -> bool {
     })
 }
 
+fn take() -> Option<MutexGuard<'static, ()>> {
+    (0..PATIENCE).find_map(|_| {
+        let free = BUSY.try_lock();
+        if free.is_none() {
+            core::hint::spin_loop();
+        }
+        free
+    })
+}
+
 /// Writes to the console: one status read for each FIFO's worth, as every access is a VM exit.
 pub fn write_bytes(bytes: &[u8]) {
     let base = CONSOLE.load(Ordering::Relaxed);
     if base == 0 {
         return;
     }
+    let _busy = take();
     for chunk in bytes.chunks(FIFO) {
         if !wait_empty(base) {
             return;
@@ -91,6 +110,7 @@ pub fn write_bytes(bytes: &[u8]) {
 /// Takes what was received.
 pub fn read_bytes(into: &mut [u8]) -> usize {
     let base = CONSOLE.load(Ordering::Relaxed);
+    let _busy = take();
     let mut count = 0;
     while base != 0 && count < into.len() && read(base + 5) & LSR_DATA != 0 {
         into[count] = read(base);

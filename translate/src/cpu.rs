@@ -35,11 +35,17 @@ const NOWHERE: u64 = 1 << 63;
 /// None.
 #[inline]
 pub fn stack_switch<P: Platform>(cx: &mut Ctx<'_, P>, _ss: u64, sp: u64) -> HcResult {
-    // The entry path pushes there without another look: aligned, and never in the hypervisor's
-    // hole, where a stack makes the first system call crash the domain instead.
-    let in_hole = (HYPERVISOR_VIRT_START..=HYPERVISOR_VIRT_END).contains(&sp);
-    cx.vcpu.entry.kernel_sp = if in_hole { NOWHERE } else { sp & !15 };
+    cx.vcpu.entry.kernel_sp = entry_stack(sp);
     ret(0)
+}
+
+/// A stack for entries from user mode as the entry path takes it. It pushes there without another
+/// look: aligned, and never in the hypervisor's hole, where a stack makes the first system call crash
+/// the domain instead.
+#[inline]
+pub(crate) fn entry_stack(sp: u64) -> u64 {
+    let in_hole = (HYPERVISOR_VIRT_START..=HYPERVISOR_VIRT_END).contains(&sp);
+    if in_hole { NOWHERE } else { sp & !15 }
 }
 
 /// `set_segment_base`.

@@ -15,7 +15,7 @@ use crate::Ctx;
 use crate::debugreg::address_ok;
 use crate::mmu;
 use crate::outcome::{HcResult, efault, ret};
-use crate::platform::{PageWords, Platform};
+use crate::platform::{GuestMemory, PageWords, Platform};
 use crate::regs::selector::GUEST_GDT_PAGES;
 
 /// Descriptors in a page.
@@ -74,6 +74,34 @@ fn check_page(words: &PageWords) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Checks the frames of a GDT and gives its descriptors the DPLs they can have.
+///
+/// # Errors
+/// As [`load_gdt`].
+pub(crate) fn check_gdt<M: GuestMemory>(
+    plat: &M,
+    frames: &[u64],
+    entries: u32,
+) -> Result<ArrayVec<Mfn, GUEST_GDT_PAGES>, Errno> {
+    if entries > FIRST_RESERVED_GDT_ENTRY {
+        return Err(Errno::EINVAL);
+    }
+    let count = entries.div_ceil(PER_PAGE) as usize;
+    let frames = frames.get(..count).ok_or(Errno::EINVAL)?;
+    let mut table: ArrayVec<Mfn, GUEST_GDT_PAGES> = ArrayVec::new();
+    for &mfn in frames {
+        let mfn = Mfn(mfn);
+        check_page(plat.frame(mfn).ok_or(Errno::EINVAL)?)?;
+        table.try_push(mfn).map_err(|_| Errno::EINVAL)?;
+    }
+    Ok(table)
+}
+
+/// Whether the guest may have an LDT there.
+pub(crate) const fn ldt_okay(base: u64, entries: u64) -> bool {
+    entries <= MAX_LDT_ENTRIES as u64 && base.is_multiple_of(PAGE_SIZE) && address_ok(base)
+}
+
 /// Sets the GDT of the current vCPU from frames in `frames`.
 ///
 /// # Errors
@@ -83,17 +111,7 @@ pub fn load_gdt<P: Platform>(
     frames: &[u64],
     entries: u32,
 ) -> Result<(), Errno> {
-    if entries > FIRST_RESERVED_GDT_ENTRY {
-        return Err(Errno::EINVAL);
-    }
-    let count = entries.div_ceil(PER_PAGE) as usize;
-    let frames = frames.get(..count).ok_or(Errno::EINVAL)?;
-    let mut table: ArrayVec<Mfn, GUEST_GDT_PAGES> = ArrayVec::new();
-    for &mfn in frames {
-        let mfn = Mfn(mfn);
-        check_page(cx.plat.frame(mfn).ok_or(Errno::EINVAL)?)?;
-        table.try_push(mfn).map_err(|_| Errno::EINVAL)?;
-    }
+    let table = check_gdt(cx.plat, frames, entries)?;
     cx.plat.load_gdt(&table);
     let descriptors = &mut cx.vcpu.descriptors;
     descriptors.gdt_entries = entries;
@@ -144,7 +162,7 @@ pub fn update_descriptor<P: Platform>(cx: &mut Ctx<'_, P>, at: u64, descriptor: 
 /// `EINVAL`: too many entries, or an address that is not page-aligned or not the guest's.
 pub fn set_ldt<P: Platform>(cx: &mut Ctx<'_, P>, base: u64, entries: u32) -> Result<(), Errno> {
     let base = if entries == 0 { 0 } else { base };
-    if entries > MAX_LDT_ENTRIES || base % PAGE_SIZE != 0 || !address_ok(base) {
+    if !ldt_okay(base, entries.into()) {
         return Err(Errno::EINVAL);
     }
     let descriptors = &mut cx.vcpu.descriptors;

@@ -4,7 +4,7 @@
 //! The store's lock stands alone: a backend may hold its own when it takes it, nothing is taken
 //! while it is held, and events are sent after it was given back.
 
-use core::sync::atomic::{AtomicBool, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use spin::Mutex;
@@ -15,6 +15,7 @@ use xen_abi::shared_info::{SharedInfo, VcpuInfo};
 use crate::console::Console;
 use crate::evtchn::EventChannels;
 use crate::gnttab::GrantTable;
+use crate::requests::Requests;
 use crate::version::Identity;
 use crate::xenstore::Xenstore;
 
@@ -30,10 +31,29 @@ pub struct VcpuShared {
     pub info: Mutex<Option<&'static VcpuInfo>>,
     /// Running or startable (VCPUOP_up); false = VCPUOP_is_up answers 0.
     pub online: AtomicBool,
-    /// Frame of the page table its processor uses: nothing may overwrite or take it.
+    /// Frame of the page table its processor uses: nothing may overwrite or take it. `u64::MAX`:
+    /// none of the guest's, and so nothing of them in its TLB.
     pub l4: AtomicU64,
+    /// A [`Stage`].
+    stage: AtomicU8,
+    /// Its runstate, for the others.
+    pub runstate: crate::time::SharedRunstate,
+    /// What other vCPUs ask of it.
+    pub requests: Requests,
     /// Set while the vCPU is in SCHEDOP_block or SCHEDOP_poll: an event must kick it.
     pub blocked: AtomicBool,
+}
+
+/// How far a vCPU has come ([`crate::vcpu_start`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stage {
+    /// It has no context.
+    New = 0,
+    /// Somebody gives it one.
+    Initialising = 1,
+    /// It may go up.
+    Initialised = 2,
 }
 
 /// The one guest.
@@ -79,8 +99,33 @@ impl VcpuShared {
             info: Mutex::new(None),
             online: AtomicBool::new(false),
             l4: AtomicU64::new(u64::MAX),
+            stage: AtomicU8::new(Stage::New as u8),
+            runstate: crate::time::SharedRunstate::new(),
+            requests: Requests::new(),
             blocked: AtomicBool::new(false),
         }
+    }
+
+    /// How far it has come.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::SeqCst) {
+            0 => Stage::New,
+            1 => Stage::Initialising,
+            _ => Stage::Initialised,
+        }
+    }
+
+    /// Moves on from a stage; `false` where it is in another one.
+    pub fn move_on(&self, from: Stage, to: Stage) -> bool {
+        let (from, to) = (from as u8, to as u8);
+        self.stage.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Makes it a vCPU that runs without having been started: the first one.
+    pub fn begin(&self) {
+        self.stage.store(Stage::Initialised as u8, Ordering::SeqCst);
+        self.online.store(true, Ordering::SeqCst);
     }
 }
 
@@ -91,6 +136,17 @@ impl Default for VcpuShared {
 }
 
 impl Domain {
+    /// The vCPUs whose processors are on the guest's page tables, and may have something of them in
+    /// their TLBs.
+    #[must_use]
+    pub fn on_tables(&self) -> u64 {
+        let vcpus = self.vcpus.iter().take(self.nr_vcpus as usize).zip(0u32..);
+        // A vCPU that comes to them stores its L4 before it loads it: one that is not seen here walks
+        // them later than what the caller has changed before.
+        let on = vcpus.filter(|(vcpu, _)| vcpu.l4.load(Ordering::SeqCst) != u64::MAX);
+        on.fold(0, |set, (_, id)| set | 1 << id)
+    }
+
     /// A domain of `nr_pages` frames, none of its vCPUs up yet. The memory map is one region of
     /// RAM; the builder replaces it where the guest's frames are not contiguous.
     #[must_use]

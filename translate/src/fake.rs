@@ -7,8 +7,7 @@
 
 use std::boxed::Box;
 use std::collections::{BTreeMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::string::{String, ToString};
+use std::string::String;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 use std::vec::Vec;
@@ -18,13 +17,16 @@ use xen_abi::shared_info::SharedInfo;
 use xen_abi::{GuestVa, MachineAddr, Mfn, Pfn, SharedView};
 
 use crate::Ctx;
-use crate::domain::Domain;
+use crate::domain::{Domain, VcpuShared};
 use crate::platform::{
-    Clock, CpuidResult, Fault, GuestMemory, Host, PageWords, Processor, SegmentBase, Shutdown,
-    TscScale, VcpuSet,
+    Clock, CpuidResult, Fault, GuestMemory, PageWords, Processor, SegmentBase, TscScale, VcpuSet,
 };
 use crate::regs::{CpuRegs, selector};
 use crate::vcpu::Vcpu;
+use crate::vcpu_start::FpuImage;
+
+mod host;
+pub use host::catch_shutdown;
 
 /// Machine frame of guest frame 0.
 pub const FIRST_MFN: u64 = 0x1000;
@@ -68,6 +70,8 @@ pub enum Call {
     SetTscAux(u32),
     SetGuestCr4(u64),
     Wbinvd,
+    LeaveGuestTables,
+    LoadFpu,
     SetTimer(Option<u64>),
     Kick(u32),
     YieldHint,
@@ -118,6 +122,8 @@ pub struct State {
 /// The platform.
 pub struct FakePlatform {
     state: Mutex<State>,
+    /// vCPUs that have never run, by id.
+    new_vcpus: Mutex<BTreeMap<u32, Vcpu>>,
 }
 
 /// Pages of machines that are gone, for reuse: many thousands of cases would leak too much.
@@ -148,6 +154,7 @@ impl FakePlatform {
             (0..nr_pages).map(|pfn| Frame { words: page(), owned: true, m2p: Pfn(pfn) }).collect();
         let map = (0..nr_pages).map(|pfn| (va(pfn).0 >> 12, (mfn(pfn), true))).collect();
         Self {
+            new_vcpus: Mutex::default(),
             state: Mutex::new(State {
                 frames,
                 shared_info: page(),
@@ -451,6 +458,12 @@ impl Processor for FakePlatform {
     fn wbinvd(&self) {
         self.record(Call::Wbinvd);
     }
+    fn leave_guest_tables(&self) {
+        self.record(Call::LeaveGuestTables);
+    }
+    fn load_fpu(&self, _image: &FpuImage) {
+        self.record(Call::LoadFpu);
+    }
 }
 
 impl Clock for FakePlatform {
@@ -468,43 +481,6 @@ impl Clock for FakePlatform {
     }
     fn stolen_ns(&self) -> u64 {
         self.state().stolen_ns
-    }
-}
-
-/// What [`Host::shutdown`] unwinds with.
-struct ShutdownPayload(Shutdown);
-
-/// Runs `f`; `Err` with the reason if it ended the domain. Other panics go through.
-pub fn catch_shutdown<R>(f: impl FnOnce() -> R) -> Result<R, Shutdown> {
-    catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
-        match payload.downcast::<ShutdownPayload>() {
-            Ok(shutdown) => shutdown.0,
-            Err(other) => resume_unwind(other),
-        }
-    })
-}
-
-impl Host for FakePlatform {
-    fn shutdown(&self, why: Shutdown, _regs: Option<&CpuRegs>) -> ! {
-        resume_unwind(Box::new(ShutdownPayload(why)))
-    }
-    fn kick(&self, vcpu: u32) {
-        self.record(Call::Kick(vcpu));
-    }
-    fn yield_hint(&self) {
-        self.record(Call::YieldHint);
-    }
-    fn console_write(&self, bytes: &[u8]) {
-        self.record(Call::ConsoleWrite(bytes.to_vec()));
-    }
-    fn console_read(&self, into: &mut [u8]) -> usize {
-        let mut state = self.state();
-        let count = into.len().min(state.console_in.len());
-        into.iter_mut().zip(state.console_in.drain(..count)).for_each(|(to, byte)| *to = byte);
-        count
-    }
-    fn log(&self, text: core::fmt::Arguments<'_>) {
-        self.record(Call::Log(text.to_string()));
     }
 }
 
@@ -544,7 +520,7 @@ impl Machine {
                 let info = shared_info.vcpu_info.get(id as usize);
                 let shared = &dom.vcpus[id as usize];
                 *shared.info.lock() = info;
-                shared.online.store(true, Relaxed);
+                shared.begin();
                 Vcpu::new(id, info.unwrap_or(&shared_info.vcpu_info[0]))
             })
             .collect();
@@ -559,6 +535,25 @@ impl Machine {
     /// What a handler takes.
     pub fn cx_of(&mut self, vcpu: usize) -> Ctx<'_, FakePlatform> {
         Ctx { dom: &self.dom, vcpu: &mut self.vcpus[vcpu], plat: &self.plat }
+    }
+
+    /// Makes a vCPU one that has never run: its processor waits in ring 0.
+    pub fn make_new(&mut self, id: u32) {
+        let info = self.dom.shared_info.vcpu_info.get(id as usize);
+        let shared = &mut self.dom.vcpus[id as usize];
+        *shared = VcpuShared::new();
+        *shared.info.lock() = info;
+        let vcpu = Vcpu::new(id, info.unwrap_or(&self.dom.shared_info.vcpu_info[0]));
+        self.plat.new_vcpus().insert(id, vcpu);
+    }
+
+    /// What a new vCPU's processor does when it is up: takes the vCPU over. `false`: it is not up.
+    pub fn take_over(&mut self, id: u32) -> bool {
+        let up = self.dom.vcpus[id as usize].online.load(Relaxed);
+        if up && let Some(vcpu) = self.plat.new_vcpus().remove(&id) {
+            self.vcpus[id as usize] = vcpu;
+        }
+        up
     }
 
     /// `vcpu_info` of vCPU 0.

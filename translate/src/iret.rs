@@ -14,7 +14,7 @@ use crate::platform::{Platform, Shutdown};
 use crate::regs::{CpuRegs, selector};
 
 /// RFLAGS bits the guest may load: all that are defined, but those it has only virtually.
-const LOADABLE: u64 = rflags::CF
+pub(crate) const LOADABLE: u64 = rflags::CF
     | rflags::PF
     | rflags::AF
     | rflags::ZF

@@ -33,11 +33,14 @@ pub mod physdev;
 pub mod platform;
 pub mod privileged;
 pub mod regs;
+pub mod requests;
 pub mod sched;
+pub mod shootdown;
 pub mod time;
 pub mod trap_table;
 pub mod vcpu;
 pub mod vcpu_op;
+pub mod vcpu_start;
 pub mod version;
 pub mod xenstore;
 

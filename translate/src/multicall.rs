@@ -1,19 +1,15 @@
 //! multicall: a list of hypercalls in one.
 
 use core::mem::offset_of;
-use core::sync::atomic::Ordering::SeqCst;
 
 use xen_abi::hypercall::{HypercallNr, MulticallEntry};
-use xen_abi::vcpu::Runstate;
 use xen_abi::{Errno, GuestVa};
 
-use crate::Ctx;
-use crate::dispatch;
 use crate::outcome::{HcResult, Outcome, efault, ret};
 use crate::platform::Platform;
 use crate::regs::CpuRegs;
 use crate::sched::Wait;
-use crate::time;
+use crate::{Ctx, dispatch, sched};
 
 /// Calls made in one go; the rest is a continuation.
 const BATCH: u32 = 64;
@@ -51,9 +47,9 @@ pub fn multicall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
                 Ok(Outcome::Return(value)) => value,
                 // iret: the registers are no longer this call's.
                 Ok(Outcome::Replaced) => return Ok(Outcome::Replaced),
-                Ok(Outcome::Block) if left != 1 => {
+                Ok(Outcome::Block) if left != 1 && cx.vcpu.wait != Wait::Down => {
                     // A block may end early for any reason; here it does at once.
-                    cancel_wait(cx);
+                    sched::cancel_wait(cx);
                     0
                 }
                 end => break end,
@@ -69,18 +65,6 @@ pub fn multicall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
     saved.restore(regs);
     (regs.rdi, regs.rsi) = (list, left.into());
     outcome
-}
-
-/// Ends the wait that a call began.
-#[cold]
-fn cancel_wait<P: Platform>(cx: &mut Ctx<'_, P>) {
-    cx.vcpu.wait = Wait::No;
-    cx.dom.sched.end_poll(cx.vcpu.id);
-    cx.vcpu.time.stop_poll_timer();
-    if let Some(shared) = cx.dom.vcpus.get(cx.vcpu.id as usize) {
-        shared.blocked.store(false, SeqCst);
-    }
-    time::set_runstate(cx, Runstate::RUNNING);
 }
 
 /// Makes the call of an entry; one that continues is written back as its continuation.

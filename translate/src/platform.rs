@@ -8,6 +8,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::domain::Domain;
 use crate::evtchn::{Backend, Here};
+use crate::vcpu::Vcpu;
+use crate::vcpu_start::FpuImage;
 use xen_abi::{GuestVa, MachineAddr, Mfn, Pfn, SharedView};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -205,6 +207,10 @@ pub trait Processor {
     fn set_guest_cr4(&self, value: u64);
     /// WBINVD.
     fn wbinvd(&self);
+    /// Loads page tables without anything of the guest's, which then is in no TLB of this processor.
+    fn leave_guest_tables(&self);
+    /// Loads x87 and SSE state; what MXCSR may not hold is left out.
+    fn load_fpu(&self, image: &FpuImage);
 }
 
 /// How a TSC value becomes system time: `((tsc - tsc_timestamp) << shift) * mul >> 32 +
@@ -257,8 +263,12 @@ pub enum Shutdown {
 pub trait Host {
     /// Ends the domain. `regs` are printed for a crash.
     fn shutdown(&self, why: Shutdown, regs: Option<&crate::regs::CpuRegs>) -> !;
-    /// Makes another vCPU look at its pending events. Not called for the current one.
+    /// Makes another vCPU look at its pending events, at what was asked of it, and whether it is up:
+    /// interrupts it, in the guest or in a halt. Not called for the current one.
     fn kick(&self, vcpu: u32);
+    /// Gives access to a vCPU that has never run; meanwhile its processor leaves it alone. `false`
+    /// where there is none with this id.
+    fn with_new_vcpu(&self, id: u32, f: &mut dyn FnMut(&mut Vcpu)) -> bool;
     /// Tells the host this vCPU spins or yields (long-spin-wait hint).
     fn yield_hint(&self);
     /// Writes bytes to the guest's console device.

@@ -17,11 +17,11 @@ use xen_abi::vcpu::Runstate;
 use xen_abi::{Errno, GuestVa};
 
 use crate::Ctx;
-use crate::domain::MAX_VCPUS;
+use crate::domain::{MAX_VCPUS, VcpuShared};
 use crate::evtchn::{self, GUEST_DOMID};
 use crate::outcome::{HcResult, Outcome, efault, ret};
 use crate::platform::{Platform, Shutdown};
-use crate::time;
+use crate::{requests, time, vcpu_start};
 
 /// `NR_DOMAIN_WATCHDOG_TIMERS`.
 pub const NR_WATCHDOGS: usize = 2;
@@ -40,6 +40,8 @@ pub enum Wait {
     Event,
     /// A port or a timeout (`SCHEDOP_poll`).
     Poll,
+    /// To be up again (`VCPUOP_down`).
+    Down,
 }
 
 /// A watchdog of the domain.
@@ -270,6 +272,7 @@ fn poll_ready<P: Platform>(cx: &mut Ctx<'_, P>, op: &SchedPoll) -> Result<bool, 
 /// Whether the blocked vCPU may go on, and with which return value. Ring 0 calls it before each
 /// halt, interrupts off; on `None` the hardware timer is exactly the next deadline.
 pub fn wake_check<P: Platform>(cx: &mut Ctx<'_, P>) -> Option<i64> {
+    requests::take(cx);
     if !wait_over(cx) {
         time::before_halt(cx);
         if !wait_over(cx) {
@@ -285,6 +288,9 @@ pub fn cancel_wait<P: Platform>(cx: &mut Ctx<'_, P>) {
     if cx.vcpu.wait == Wait::No {
         return;
     }
+    if cx.vcpu.wait == Wait::Down {
+        vcpu_start::come_back(cx);
+    }
     cx.vcpu.wait = Wait::No;
     cx.dom.sched.end_poll(cx.vcpu.id);
     cx.vcpu.time.stop_poll_timer();
@@ -295,9 +301,13 @@ pub fn cancel_wait<P: Platform>(cx: &mut Ctx<'_, P>) {
 }
 
 fn wait_over<P: Platform>(cx: &Ctx<'_, P>) -> bool {
+    let is_up = |vcpu: &VcpuShared| vcpu.online.load(Ordering::SeqCst);
+    if !cx.dom.vcpus.get(cx.vcpu.id as usize).is_some_and(is_up) {
+        return false;
+    }
     nmi_due(cx)
         || match cx.vcpu.wait {
-            Wait::No => true,
+            Wait::No | Wait::Down => true,
             Wait::Event => upcall_pending(cx.vcpu.entry.info),
             Wait::Poll => !cx.dom.sched.polls(cx.vcpu.id),
         }

@@ -66,6 +66,8 @@ pub struct Vcpu {
     pub time: crate::time::VcpuTime,
     /// What a blocked vCPU waits for.
     pub wait: crate::sched::Wait,
+    /// What its processor loads before the first instruction, until it has.
+    pub start: Option<crate::vcpu_start::Start>,
 }
 
 impl Entry {
@@ -107,6 +109,7 @@ impl Vcpu {
             control: Default::default(),
             time: Default::default(),
             wait: Default::default(),
+            start: None,
         }
     }
 }

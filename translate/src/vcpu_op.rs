@@ -1,8 +1,8 @@
 //! vcpu_op (`xen/common/domain.c`, `xen/arch/x86/domain.c`).
 //!
 //! Every operation names a vCPU. One that does not exist is `ENOENT`. The calling vCPU's state
-//! is at hand; that of another one is on its own processor, so what needs it is `EINVAL` until
-//! vCPUs can be started, except for what Xen allows on the calling vCPU only.
+//! is at hand; that of another one is its own processor's, which is asked to change it
+//! ([`crate::requests`]), except for what Xen allows on the calling vCPU only.
 
 use core::sync::atomic::Ordering;
 
@@ -15,10 +15,13 @@ use xen_abi::vcpu::{
 use xen_abi::{Errno, GuestVa, MachineAddr, Mfn, PAGE_SIZE};
 
 use crate::Ctx;
-use crate::evtchn;
+use crate::domain::{Stage, VcpuShared};
+use crate::evtchn::{self, Here};
 use crate::outcome::{HcResult, efault, ret};
-use crate::platform::{Platform, Shutdown};
+use crate::platform::Platform;
+use crate::requests::{self, Request};
 use crate::time::{self, handle_okay};
+use crate::vcpu_start;
 
 /// Shortest period of a periodic timer (Xen: 1 ms).
 const MIN_PERIOD_NS: u64 = 1_000_000;
@@ -39,7 +42,7 @@ pub fn vcpu_op<P: Platform>(cx: &mut Ctx<'_, P>, cmd: u64, vcpuid: u64, arg: u64
         return ret(target.online.load(Ordering::Relaxed).into());
     }
     if id != cx.vcpu.id {
-        return other_vcpu(cx, cmd);
+        return other_vcpu(cx, target, cmd, id, at);
     }
     match cmd {
         VcpuOp::SET_SINGLESHOT_TIMER => {
@@ -56,11 +59,8 @@ pub fn vcpu_op<P: Platform>(cx: &mut Ctx<'_, P>, cmd: u64, vcpuid: u64, arg: u64
             ret(0)
         }
         VcpuOp::SET_PERIODIC_TIMER => {
-            let op: VcpuSetPeriodicTimer = cx.plat.read_guest(at).map_err(efault)?;
-            if !(MIN_PERIOD_NS..=MAX_PERIOD_NS).contains(&op.period_ns) {
-                return Err(Errno::EINVAL);
-            }
-            time::set_periodic(cx, op.period_ns);
+            let period_ns = period(cx, at)?;
+            time::set_periodic(cx, period_ns);
             ret(0)
         }
         VcpuOp::STOP_PERIODIC_TIMER => {
@@ -76,7 +76,7 @@ pub fn vcpu_op<P: Platform>(cx: &mut Ctx<'_, P>, cmd: u64, vcpuid: u64, arg: u64
         }
         // It is.
         VcpuOp::UP => ret(0),
-        VcpuOp::DOWN => down(cx),
+        VcpuOp::DOWN => vcpu_start::down(cx, id),
         VcpuOp::GET_RUNSTATE_INFO => {
             let info = time::get_runstate(cx);
             cx.plat.write_guest(at, &info).map_err(efault)?;
@@ -94,7 +94,10 @@ pub fn vcpu_op<P: Platform>(cx: &mut Ctx<'_, P>, cmd: u64, vcpuid: u64, arg: u64
         }
         VcpuOp::REGISTER_VCPU_INFO => {
             let op: VcpuRegisterVcpuInfo = cx.plat.read_guest(at).map_err(efault)?;
-            register_vcpu_info(cx, &op)?;
+            let new = register_vcpu_info(cx, target, id, &op)?;
+            cx.vcpu.entry.info = new;
+            mark_all(cx, id, new);
+            time::publish(cx);
             ret(0)
         }
         VcpuOp::SEND_NMI => {
@@ -110,40 +113,54 @@ pub fn vcpu_op<P: Platform>(cx: &mut Ctx<'_, P>, cmd: u64, vcpuid: u64, arg: u64
     }
 }
 
-/// An operation on a vCPU that is not the caller and was never started.
-fn other_vcpu<P: Platform>(cx: &Ctx<'_, P>, cmd: VcpuOp) -> HcResult {
-    match cmd {
-        // No context yet.
-        VcpuOp::UP
+/// An operation on a vCPU that is not the caller.
+fn other_vcpu<P: Platform>(
+    cx: &mut Ctx<'_, P>,
+    target: &VcpuShared,
+    cmd: VcpuOp,
+    id: u32,
+    at: GuestVa,
+) -> HcResult {
+    let request = match cmd {
+        VcpuOp::INITIALISE => return vcpu_start::initialise(cx, id, at),
+        VcpuOp::UP => return vcpu_start::up(cx, id),
+        VcpuOp::DOWN => return vcpu_start::down(cx, id),
+        VcpuOp::GET_RUNSTATE_INFO => {
+            let info = target.runstate.read(cx.plat.now_ns());
+            cx.plat.write_guest(at, &info).map_err(efault)?;
+            return ret(0);
+        }
+        VcpuOp::REGISTER_VCPU_INFO => {
+            let op: VcpuRegisterVcpuInfo = cx.plat.read_guest(at).map_err(efault)?;
+            // The vCPU looks where it is when it goes up for the first time.
+            if target.online.load(Ordering::SeqCst) || target.stage() != Stage::New {
+                return Err(Errno::EINVAL);
+            }
+            let new = register_vcpu_info(cx, target, id, &op)?;
+            mark_all(cx, id, new);
+            return ret(0);
+        }
+        VcpuOp::REGISTER_RUNSTATE_MEMORY_AREA => Request::RunstateArea(memory_area(cx, at)?),
+        VcpuOp::REGISTER_VCPU_TIME_MEMORY_AREA => Request::TimeArea(memory_area(cx, at)?),
+        VcpuOp::SET_PERIODIC_TIMER => Request::Period(period(cx, at)?),
+        VcpuOp::STOP_PERIODIC_TIMER => Request::Period(0),
+        VcpuOp::SEND_NMI if at.0 == 0 => Request::Nmi,
         // Not a vCPU of one's own.
+        VcpuOp::SEND_NMI
         | VcpuOp::SET_SINGLESHOT_TIMER
         | VcpuOp::STOP_SINGLESHOT_TIMER
-        | VcpuOp::GET_PHYSID => Err(Errno::EINVAL),
-        // It is down.
-        VcpuOp::DOWN => ret(0),
-        VcpuOp::INITIALISE
-        | VcpuOp::GET_RUNSTATE_INFO
-        | VcpuOp::REGISTER_RUNSTATE_MEMORY_AREA
-        | VcpuOp::SET_PERIODIC_TIMER
-        | VcpuOp::STOP_PERIODIC_TIMER
-        | VcpuOp::REGISTER_VCPU_INFO
-        | VcpuOp::SEND_NMI
-        | VcpuOp::REGISTER_VCPU_TIME_MEMORY_AREA => {
-            cx.plat.log(format_args!("vcpu_op {} on another vCPU is not supported", cmd.0));
-            Err(Errno::EINVAL)
-        }
-        _ => Err(Errno::ENOSYS),
-    }
+        | VcpuOp::GET_PHYSID => return Err(Errno::EINVAL),
+        _ => return Err(Errno::ENOSYS),
+    };
+    requests::ask(cx.dom, cx.plat, id, request);
+    ret(0)
 }
 
-/// `VCPUOP_down`: the last vCPU to go down turns the domain off.
-fn down<P: Platform>(cx: &Ctx<'_, P>) -> HcResult {
-    let others = cx.dom.vcpus.iter().zip(0u32..).take(cx.dom.nr_vcpus as usize);
-    let mut others = others.filter(|(_, id)| *id != cx.vcpu.id);
-    if others.any(|(vcpu, _)| vcpu.online.load(Ordering::Relaxed)) {
-        return Err(Errno::ENOSYS);
-    }
-    cx.plat.shutdown(Shutdown::Poweroff, None)
+/// Reads the period of a periodic timer.
+fn period<P: Platform>(cx: &Ctx<'_, P>, at: GuestVa) -> Result<u64, Errno> {
+    let op: VcpuSetPeriodicTimer = cx.plat.read_guest(at).map_err(efault)?;
+    let allowed = (MIN_PERIOD_NS..=MAX_PERIOD_NS).contains(&op.period_ns);
+    if allowed { Ok(op.period_ns) } else { Err(Errno::EINVAL) }
 }
 
 /// Reads a `vcpu_register_*_memory_area`: an address the guest may name.
@@ -152,49 +169,43 @@ fn memory_area<P: Platform>(cx: &Ctx<'_, P>, at: GuestVa) -> Result<u64, Errno> 
     if handle_okay(op.addr) { Ok(op.addr) } else { Err(Errno::EFAULT) }
 }
 
-/// `VCPUOP_register_vcpu_info`, once per vCPU (`map_vcpu_info`). Everything is marked pending
-/// in the new place, so that no event raised meanwhile is lost.
+/// `VCPUOP_register_vcpu_info`, once per vCPU (`map_vcpu_info`); returns the new place.
 fn register_vcpu_info<P: Platform>(
-    cx: &mut Ctx<'_, P>,
+    cx: &Ctx<'_, P>,
+    target: &VcpuShared,
+    id: u32,
     op: &VcpuRegisterVcpuInfo,
-) -> Result<(), Errno> {
+) -> Result<&'static VcpuInfo, Errno> {
     let size = size_of::<VcpuInfo>() as u64;
     let offset = u64::from(op.offset);
     if offset > PAGE_SIZE - size || offset % align_of::<VcpuInfo>() as u64 != 0 {
         return Err(Errno::ENXIO);
     }
-    let shared = cx.dom.vcpus.get(cx.vcpu.id as usize).ok_or(Errno::EINVAL)?;
+    // Senders on other processors hold this lock while they set bits.
+    let mut info = target.info.lock();
     // Registered before: it is no longer the one in `shared_info`, or there never was one there.
-    let first = cx.dom.shared_info.vcpu_info.get(cx.vcpu.id as usize);
-    let registered = match first {
-        Some(first) => !core::ptr::eq(first, cx.vcpu.entry.info),
-        None => shared.info.lock().is_some(),
-    };
-    if registered {
-        return Err(Errno::EINVAL);
-    }
-    if op.mfn > u64::MAX / PAGE_SIZE {
+    let first = cx.dom.shared_info.vcpu_info.get(id as usize);
+    let is_first = |info: &VcpuInfo| first.is_some_and(|first| core::ptr::eq(first, info));
+    if info.is_some_and(|info| !is_first(info)) || op.mfn > u64::MAX / PAGE_SIZE {
         return Err(Errno::EINVAL);
     }
     let at = MachineAddr(Mfn(op.mfn).base().0 | offset);
     let new: &'static VcpuInfo = cx.plat.view(at).ok_or(Errno::EINVAL)?;
-    {
-        // Senders on other processors hold this lock while they set bits.
-        let mut info = shared.info.lock();
-        match *info {
-            Some(old) => copy_info(old, new),
-            None => clear_info(new),
-        }
-        *info = Some(new);
+    match *info {
+        Some(old) => copy_info(old, new),
+        None => clear_info(new),
     }
-    cx.vcpu.entry.info = new;
-    new.evtchn_pending_sel.store(u64::MAX, Ordering::SeqCst);
-    evtchn::mark_events_pending(cx.dom, cx.plat, evtchn::Here::on(cx.vcpu), cx.vcpu.id);
-    time::publish(cx);
-    Ok(())
+    *info = Some(new);
+    Ok(new)
 }
 
-/// Copies a `vcpu_info`. Its owner is the caller, and the lock keeps senders away.
+/// Everything is marked pending in the new place, so that no event raised meanwhile is lost.
+fn mark_all<P: Platform>(cx: &Ctx<'_, P>, id: u32, new: &VcpuInfo) {
+    new.evtchn_pending_sel.store(u64::MAX, Ordering::SeqCst);
+    evtchn::mark_events_pending(cx.dom, cx.plat, Here::on(cx.vcpu), id);
+}
+
+/// Copies a `vcpu_info`. Its owner is the caller or does not run, and the lock keeps senders away.
 fn copy_info(from: &VcpuInfo, to: &VcpuInfo) {
     const ORDER: Ordering = Ordering::Relaxed;
     to.evtchn_upcall_pending.store(from.evtchn_upcall_pending.load(ORDER), ORDER);

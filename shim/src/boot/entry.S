@@ -136,6 +136,7 @@ boot_ident_pdpt:
     .quad boot_ident_pd - {to_phys} + 0x2003
     .quad boot_ident_pd - {to_phys} + 0x3003
     .skip 4096 - 4 * 8
+    .global boot_pml4
 boot_pml4:
     .quad boot_ident_pdpt - {to_phys} + 3
     .skip 4096 - 8

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use arrayvec::ArrayVec;
@@ -20,6 +21,7 @@ use super::info::Module;
 use super::memory::{self, GuestFrames, Ranges, without};
 use super::{BootMachine, Own, give_up};
 use crate::cpu::percpu::PerCpu;
+use crate::cpu::smp;
 use crate::mm::{self, frames, heap, phys_bytes, phys_to_virt};
 use crate::platform::Shim;
 use crate::{cpu, log, power, serial, time, trap};
@@ -144,11 +146,26 @@ fn heap_place(frames: &GuestFrames, taken: &[Range<u64>], bytes: u64) -> Option<
     (start > largest.start).then_some(start..largest.end)
 }
 
+/// Where a vCPU's `vcpu_info` is at first: in `shared_info`, or, beyond what that has room for, nowhere
+/// the guest knows.
+pub(super) fn vcpu_info(own: &Own, vcpu: u32) -> &'static VcpuInfo {
+    static NONE: [AtomicU64; size_of::<VcpuInfo>() / 8] =
+        [const { AtomicU64::new(0) }; size_of::<VcpuInfo>() / 8];
+    let page = phys_to_virt(own.shared.start * PAGE_SIZE).cast::<SharedInfo>();
+    // SAFETY: the first of the shared frames is shared_info's for good; it is made of atomics.
+    let shared_info = unsafe { &*page };
+    let none = (&raw const NONE).cast::<VcpuInfo>();
+    // SAFETY: as large and aligned as the structure, which is made of atomics, for which any bytes are
+    // valid.
+    shared_info.vcpu_info.get(vcpu as usize).unwrap_or(unsafe { &*none })
+}
+
 /// Builds and starts the guest.
 pub(super) fn launch(
     machine: &BootMachine,
     own: Own,
     vp_index: u32,
+    vcpus: u32,
     guest_cmdline: Vec<u8>,
     options: &Options<'_>,
 ) -> ! {
@@ -165,7 +182,7 @@ pub(super) fn launch(
     let at = xen_abi::MachineAddr(shared);
     let uuid = options.uuid.unwrap_or_else(random_uuid);
     // SAFETY: called once.
-    let dom = unsafe { crate::guest::init(shared_info, at, guest.pages(), 1, uuid) };
+    let dom = unsafe { crate::guest::init(shared_info, at, guest.pages(), vcpus, uuid) };
     let info: &'static VcpuInfo = &shared_info.vcpu_info[0];
     let mut vcpu = Vcpu::new(0, info);
     let cpu_for_boot = cpu::Cpu::new(0);
@@ -192,8 +209,8 @@ pub(super) fn launch(
     crate::devices::attach(dom, &plat, options);
     vcpu.mmu.l4 = start.cr3.0;
     dom.vcpus[0].l4.store(start.cr3.0, Relaxed);
-    first_vcpu(dom, info);
-    report(machine, &region, &guest);
+    first_vcpu(dom);
+    report(machine, &region, &guest, vcpus);
     // SAFETY: the area is mapped and nobody uses it yet.
     let pc = unsafe { super::init_area(&own, vp_index, vcpu) };
     enter(machine, dom, pc, &start)
@@ -311,15 +328,18 @@ fn build_with_heap(
 }
 
 /// shared_info as a guest finds it: every upcall and every event masked; and vCPU 0 up.
-fn first_vcpu(dom: &'static Domain, info: &'static VcpuInfo) {
+fn first_vcpu(dom: &'static Domain) {
     for vcpu in &dom.shared_info.vcpu_info {
         vcpu.evtchn_upcall_mask.store(1, Relaxed);
     }
     for word in &dom.shared_info.evtchn_mask {
         word.store(u64::MAX, Relaxed);
     }
-    *dom.vcpus[0].info.lock() = Some(info);
-    dom.vcpus[0].online.store(true, Relaxed);
+    for (vcpu, info) in dom.vcpus.iter().zip(&dom.shared_info.vcpu_info) {
+        *vcpu.info.lock() = Some(info);
+    }
+    dom.vcpus[0].begin();
+    smp::domain_is_there(dom);
 }
 
 /// Makes the frames the guest's.
@@ -333,7 +353,7 @@ fn fill_m2p(guest: &GuestFrames) {
     }
 }
 
-fn report(machine: &BootMachine, region: &Range<u64>, guest: &GuestFrames) {
+fn report(machine: &BootMachine, region: &Range<u64>, guest: &GuestFrames, vcpus: u32) {
     let image = machine.image.end - machine.image.start;
     let region = region.end - region.start;
     let used = image + region;
@@ -348,7 +368,8 @@ fn report(machine: &BootMachine, region: &Range<u64>, guest: &GuestFrames) {
         total >> 20,
         time::since(machine.entered) / 1000,
     );
-    let budget = (8 << 20) + total / 500 + frames::added_bytes();
+    let of_vcpus = u64::from(vcpus - 1) * (64 << 10);
+    let budget = (8 << 20) + total / 500 + frames::added_bytes() + of_vcpus;
     if used > budget {
         log!(
             Warn,
@@ -366,6 +387,7 @@ fn enter(machine: &BootMachine, dom: &'static Domain, pc: *mut PerCpu, start: &S
         let pc = unsafe { &mut *pc };
         // SAFETY: area and GDT window are mapped and filled, the final page tables loaded.
         unsafe { cpu::init(pc, &machine.features) };
+        pc.cpu.runs.set(true);
         let plat = Shim { cpu: &pc.cpu };
         let mut cx = Ctx { dom, vcpu: &mut pc.vcpu, plat: &plat };
         guest_time::init(&mut cx);

@@ -44,6 +44,17 @@ pub fn ram(info: &BootInfo) -> Ranges {
     joined
 }
 
+/// A page of RAM below 640 KiB, where processors start: the highest there is.
+pub fn low_page(info: &BootInfo) -> Option<u64> {
+    const LOW_RAM_END: u64 = 0x9_f000;
+    let mut pages = (1..LOW_RAM_END / PAGE).rev().map(|page| page * PAGE);
+    let is_ram =
+        |page: u64| info.regions.iter().any(|r| r.ram && r.start <= page && page + PAGE <= r.end);
+    let is_other =
+        |page: u64| info.regions.iter().any(|r| !r.ram && r.start < page + PAGE && page < r.end);
+    pages.find(|&page| is_ram(page) && !is_other(page))
+}
+
 /// `list` less `hole`.
 pub fn without(list: &Ranges, hole: &Range<u64>) -> Ranges {
     let mut result = Ranges::new();

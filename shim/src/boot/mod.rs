@@ -11,7 +11,7 @@ use translate::builder::cmdline::{ConsoleDevice, LogLevel, Options};
 
 use crate::acpi::{self, Acpi};
 use crate::cpu::percpu::{self, Area, PerCpu};
-use crate::cpu::{self, Cpu, Features, apic, gdt, idt};
+use crate::cpu::{self, Cpu, Features, apic, gdt, idt, smp};
 use crate::mm::layout::{DIRECT_MAP_BASE, FIXMAP_BASE, M2P_BASE, MAX_VCPUS, SHIM_BASE, SHIM_SIZE};
 use crate::mm::page_table::{NoFrames, ShimTables, pte};
 use crate::mm::{self, fixmap, frames, heap, phys_to_virt};
@@ -48,6 +48,7 @@ unsafe extern "C" {
     static __rodata_start: u8;
     static __data_start: u8;
     static __image_end: u8;
+    static boot_pml4: u8;
 }
 
 /// Ends the boot with a line that says why.
@@ -74,6 +75,10 @@ struct BootMachine {
 struct Own {
     shared: Range<u64>,
     tables: ShimTables,
+    /// A frame of zeroes, for empty pages of GDTs.
+    zero: u64,
+    /// Physical address of the L4.
+    l4: u64,
 }
 
 /// Called by the boot assembly.
@@ -153,12 +158,16 @@ fn payload(info: &BootInfo) -> impl Iterator<Item = Range<u64>> + '_ {
         .map(|m| m.start & !(PAGE - 1)..m.start.saturating_add(m.len).next_multiple_of(PAGE))
 }
 
+/// Pages a vCPU takes: stub, data and stacks; the reserved page of its GDT; the host's pages (VP
+/// assist, messages, events); its places in what several share (hypercall inputs, page tables).
+const VCPU_PAGES: u64 = 1 + percpu::DATA_PAGES + percpu::STACK_PAGES + 1 + 3 + 1;
+const _: () = assert!(VCPU_PAGES * PAGE <= 64 << 10);
+
 /// Memory the shim needs for itself, in bytes, without the M2P.
 fn own_bytes(machine: &BootMachine, vcpus: u64) -> u64 {
     let gib = machine.ram.last().map_or(0, |r| r.end >> 30) + 1;
     let tables = 32 + machine.ram.len() as u64 * 2 + if machine.features.page_1g { 8 } else { gib };
-    let per_vcpu = 1 + percpu::DATA_PAGES + percpu::STACK_PAGES + 1 + 4;
-    let pages = tables + vcpus * per_vcpu + SHARED_FRAMES + devices::POOL_PAGES + 8;
+    let pages = tables + vcpus * VCPU_PAGES + SHARED_FRAMES + devices::POOL_PAGES + 8;
     pages * PAGE + RESIDENT_HEAP
 }
 
@@ -166,7 +175,8 @@ fn run(machine: &BootMachine) -> ! {
     let top = machine.ram.last().map_or(0, |r| r.end);
     let max_mfn = top / PAGE;
     let m2p_bytes = (max_mfn * 8).next_multiple_of(PAGE);
-    let bytes = m2p_bytes + own_bytes(machine, 1);
+    let vcpus = machine.acpi.processors.len().clamp(1, MAX_VCPUS) as u64;
+    let bytes = m2p_bytes + own_bytes(machine, vcpus);
     let mut taken: arrayvec::ArrayVec<Range<u64>, 8> = payload(&machine.info).collect();
     taken.push(machine.image.clone());
     let Some(region) = memory::place(&machine.ram, &taken, bytes) else {
@@ -200,7 +210,8 @@ fn build_tables(machine: &BootMachine, max_mfn: u64, m2p_bytes: u64) -> Result<O
     for (from, to, flags) in [(0, rodata, pte::RX), (rodata, data, pte::RO), (data, end, pte::RW)] {
         tables.map(SHIM_BASE + from, machine.image.start + from, to - from, flags, false)?;
     }
-    map_vcpu(&mut tables, 0)?;
+    let zero = frames::alloc(1, PAGE).ok_or(NoFrames)?;
+    map_vcpu(&mut tables, zero, 0)?;
     tables.map(fixmap::LAPIC, apic::base(), PAGE, pte::DEVICE, false)?;
     for (n, ioapic) in machine.acpi.ioapics.iter().enumerate() {
         let va = fixmap::IOAPIC + n as u64 * PAGE;
@@ -227,26 +238,25 @@ fn build_tables(machine: &BootMachine, max_mfn: u64, m2p_bytes: u64) -> Result<O
     let heap_start = frames::alloc(RESIDENT_HEAP / PAGE, PAGE).ok_or(NoFrames)?;
     // SAFETY: frames of the shim's, for good.
     unsafe { heap::init_resident(phys_to_virt(heap_start), RESIDENT_HEAP as usize) };
-    Ok(Own { shared, tables })
+    Ok(Own { shared, tables, zero, l4 })
 }
 
 /// Maps a vCPU's area and GDT window and fills the stub and the reserved GDT page.
-fn map_vcpu(tables: &mut ShimTables, cpu: u32) -> Result<(), NoFrames> {
+fn map_vcpu(tables: &mut ShimTables, zero: u64, cpu: u32) -> Result<(), NoFrames> {
     let area = Area::of(cpu);
     let stub = frames::alloc(1, PAGE).ok_or(NoFrames)?;
-    // SAFETY: a fresh frame, identity mapped.
+    // SAFETY: a fresh frame.
     unsafe { cpu::fill_stub(phys_to_virt(stub)) };
     tables.map(area.stub(), stub, PAGE, pte::RX, false)?;
     let data = frames::alloc(percpu::DATA_PAGES, PAGE).ok_or(NoFrames)?;
     tables.map(area.data(), data, percpu::DATA_PAGES * PAGE, pte::RW, false)?;
     let stacks = frames::alloc(percpu::STACK_PAGES, PAGE).ok_or(NoFrames)?;
     tables.map(area.stacks(), stacks, percpu::STACK_PAGES * PAGE, pte::RW, false)?;
-    let zero = frames::alloc(1, PAGE).ok_or(NoFrames)?;
     for page in 0..gdt::RESERVED_PAGE {
         tables.map(gdt::window(cpu) + page * PAGE, zero, PAGE, pte::RO, false)?;
     }
     let reserved = frames::alloc(1, PAGE).ok_or(NoFrames)?;
-    // SAFETY: a fresh frame, identity mapped.
+    // SAFETY: a fresh frame.
     let page = unsafe { &mut *phys_to_virt(reserved).cast::<[u64; 512]>() };
     let tss = area.data() + core::mem::offset_of!(PerCpu, tss) as u64;
     gdt::fill_reserved(page, tss);
@@ -282,10 +292,55 @@ fn start_processor(machine: &BootMachine, mut own: Own) -> ! {
     let rate = if time::tsc_scale().invariant { ", invariant" } else { "" };
     log!(Info, "TSC by {source}{rate}, timer: {timer}");
     route_serial(&machine.acpi);
+    apic::note_id(0);
+    idt::init();
+    let vcpus = start_others(machine, &mut own, &options);
     if synic && hv.is_some_and(devices::possible) {
         devices::start(&options);
     }
-    guest::launch(machine, own, vp_index, cmdline, &options)
+    guest::launch(machine, own, vp_index, vcpus, cmdline, &options)
+}
+
+/// Starts the other processors; the number of vCPUs the guest gets.
+fn start_others(machine: &BootMachine, own: &mut Own, options: &Options<'_>) -> u32 {
+    let me = apic::id();
+    let most = options.max_vcpus.map_or(MAX_VCPUS, |most| usize::from(most).clamp(1, MAX_VCPUS));
+    let others = machine.acpi.processors.iter().copied().filter(|&id| id != me);
+    let ids: arrayvec::ArrayVec<u32, MAX_VCPUS> = others.take(most - 1).collect();
+    let page = memory::low_page(&machine.info)
+        .filter(|&page| own.tables.map(fixmap::TRAMPOLINE, page, PAGE, pte::RW, false).is_ok());
+    let page = page.map(|page| (page, fixmap::TRAMPOLINE as *mut u8));
+    let boot_l4 = machine.image.start + ((&raw const boot_pml4) as u64 - SHIM_BASE);
+    if ids.is_empty() {
+        return 1;
+    }
+    if page.is_none() {
+        log!(Warn, "no RAM below 640 KiB: other processors start only if the host starts them");
+    }
+    let begin = time::now_ns();
+    let starter = smp::Starter::new(machine.features, page, boot_l4, own.l4);
+    starter.init(&ids);
+    let mut count = 1;
+    let mut mapped = 1;
+    for id in ids {
+        if mapped == count {
+            if map_vcpu(&mut own.tables, own.zero, count).is_err() {
+                log!(Error, "no memory for more than {count} processors");
+                break;
+            }
+            mapped += 1;
+        }
+        let info = guest::vcpu_info(own, count);
+        // SAFETY: the area is mapped, and no processor uses it: none has answered for it.
+        unsafe { init_area(own, 0, translate::vcpu::Vcpu::new(count, info)) };
+        if starter.start(count, id) {
+            count += 1;
+        } else {
+            smp::report_missing(id);
+        }
+    }
+    log!(Info, "{count} processors after {} us", (time::now_ns() - begin) / 1000);
+    count
 }
 
 fn report_options(options: &Options<'_>) {
@@ -322,18 +377,19 @@ fn route_serial(acpi: &Acpi) {
 }
 const _: () = assert!(FIXMAP_BASE > SHIM_BASE + SHIM_SIZE && MAX_VCPUS <= 64);
 
-/// Sets up vCPU 0's area as far as the shim's own part goes.
+/// Sets up a vCPU's area as far as the shim's own part goes.
 ///
 /// # Safety
 /// The area must be mapped and unused.
 unsafe fn init_area(own: &Own, vp_index: u32, vcpu: translate::vcpu::Vcpu) -> *mut PerCpu {
-    let area = Area::of(0);
+    let number = vcpu.id;
+    let area = Area::of(number);
     let pc = area.data() as *mut PerCpu;
-    let cpu = Cpu::new(0);
+    let cpu = Cpu::new(number);
     cpu.vp_index.set(vp_index);
-    let reserved = gdt::window(0) + gdt::RESERVED_PAGE * PAGE;
+    let reserved = gdt::window(number) + gdt::RESERVED_PAGE * PAGE;
     cpu.gdt_page.set(reserved as *mut u64);
-    if let Some(first) = own.tables.leaf(gdt::window(0)) {
+    if let Some(first) = own.tables.leaf(gdt::window(number)) {
         cpu.gdt_ptes.set(first);
         // SAFETY: the leaf entry of a mapped page.
         cpu.gdt_empty.set(unsafe { first.read() });

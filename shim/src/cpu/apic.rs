@@ -4,8 +4,9 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::idt::vector;
-use super::{Features, msr};
+use super::{Features, msr, percpu};
 use crate::mm::fixmap;
+use crate::mm::layout::MAX_VCPUS;
 
 const MODE_X2APIC: u8 = 1;
 const MODE_XAPIC: u8 = 2;
@@ -14,8 +15,10 @@ static MODE: AtomicU8 = AtomicU8::new(0);
 static TSC_DEADLINE: AtomicBool = AtomicBool::new(false);
 /// Timer ticks per millisecond, for the counting mode.
 static TICKS_PER_MS: AtomicU32 = AtomicU32::new(0);
-/// Virtual address of the VP assist page, 0 = none.
-static VP_ASSIST: AtomicU64 = AtomicU64::new(0);
+/// Virtual addresses of the VP assist pages, by processor; 0 = none.
+static VP_ASSIST: [AtomicU64; MAX_VCPUS] = [const { AtomicU64::new(0) }; MAX_VCPUS];
+/// APIC ids, by processor.
+static IDS: [AtomicU32; MAX_VCPUS] = [const { AtomicU32::new(0) }; MAX_VCPUS];
 
 /// Registers, by their offset in the xAPIC page.
 mod reg {
@@ -23,6 +26,8 @@ mod reg {
     pub const TPR: u32 = 0x80;
     pub const EOI: u32 = 0xb0;
     pub const SVR: u32 = 0xf0;
+    pub const ICR: u32 = 0x300;
+    pub const ICR_HIGH: u32 = 0x310;
     pub const LVT_TIMER: u32 = 0x320;
     pub const LVT_LINT0: u32 = 0x350;
     pub const LVT_LINT1: u32 = 0x360;
@@ -88,15 +93,66 @@ pub fn id() -> u32 {
     if MODE.load(Ordering::Relaxed) == MODE_X2APIC { value } else { value >> 24 }
 }
 
-/// Uses a VP assist page to leave out EOIs the hypervisor does not need (TLFS 10.3.5).
-pub fn set_vp_assist(page: &'static hv_abi::synic::VpAssistPage) {
-    VP_ASSIST.store(core::ptr::from_ref(page) as u64, Ordering::Relaxed);
+/// Remembers this processor's APIC id under its number.
+pub fn note_id(number: u32) {
+    IDS[number as usize].store(id(), Ordering::Relaxed);
+}
+
+/// Delivery modes and the like of an interrupt to another processor (Intel SDM 3A 11.6.1).
+mod icr {
+    pub const ASSERT: u32 = 1 << 14;
+    pub const PENDING: u32 = 1 << 12;
+    pub const INIT: u32 = 5 << 8;
+    pub const STARTUP: u32 = 6 << 8;
+}
+
+/// Sends an interrupt to the processor with an APIC id.
+fn send_command(apic_id: u32, command: u32) {
+    if MODE.load(Ordering::Relaxed) == MODE_X2APIC {
+        let value = u64::from(apic_id) << 32 | u64::from(command);
+        // Unlike other writes to registers this one may overtake stores before it.
+        core::sync::atomic::fence(Ordering::SeqCst);
+        // SAFETY: in x2APIC mode the register is there; what the interrupt leads to is the shim's.
+        unsafe { msr::write(msr::nr::X2APIC_BASE + (reg::ICR >> 4), value) };
+        return;
+    }
+    // The one before must have gone out. It has, at once, on every APIC that is emulated.
+    for _ in 0..1_000_000 {
+        if read(reg::ICR) & icr::PENDING == 0 {
+            break;
+        }
+        core::hint::spin_loop();
+    }
+    write(reg::ICR_HIGH, apic_id << 24);
+    write(reg::ICR, command);
+}
+
+/// Interrupts a processor, by its number.
+pub fn send(number: u32, vector: u8) {
+    let id = IDS.get(number as usize).map_or(0, |id| id.load(Ordering::Relaxed));
+    send_command(id, icr::ASSERT | u32::from(vector));
+}
+
+/// INIT to the processor with an APIC id.
+pub fn send_init(apic_id: u32) {
+    send_command(apic_id, icr::ASSERT | icr::INIT);
+}
+
+/// SIPI: it starts in real mode at a page below 1 MiB.
+pub fn send_sipi(apic_id: u32, page: u64) {
+    send_command(apic_id, icr::ASSERT | icr::STARTUP | (page >> 12) as u32 & 0xff);
+}
+
+/// Uses a processor's VP assist page to leave out EOIs the hypervisor does not need (TLFS 10.3.5).
+pub fn set_vp_assist(number: u32, page: &'static hv_abi::synic::VpAssistPage) {
+    VP_ASSIST[number as usize].store(core::ptr::from_ref(page) as u64, Ordering::Relaxed);
 }
 
 /// End of interrupt.
 #[inline]
 pub fn eoi() {
-    let assist = VP_ASSIST.load(Ordering::Relaxed) as *const hv_abi::synic::VpAssistPage;
+    let assist = VP_ASSIST[percpu::current_id() as usize].load(Ordering::Relaxed);
+    let assist = assist as *const hv_abi::synic::VpAssistPage;
     // SAFETY: null or the static page `set_vp_assist` got.
     if unsafe { assist.as_ref() }.is_some_and(hv_abi::synic::VpAssistPage::take_no_eoi) {
         return;
@@ -113,6 +169,11 @@ pub fn init_timer(f: &Features, wait_ms: impl Fn(u32)) {
         return;
     }
     write(reg::TIMER_DIVIDE, 0b1011);
+    if TICKS_PER_MS.load(Ordering::Relaxed) != 0 {
+        // Measured on the first processor.
+        write(reg::LVT_TIMER, u32::from(vector::TIMER));
+        return;
+    }
     write(reg::LVT_TIMER, MASKED | u32::from(vector::TIMER));
     write(reg::TIMER_INITIAL, u32::MAX);
     wait_ms(10);

@@ -20,6 +20,8 @@ pub mod vector {
     pub const TSC_CHANGED: u8 = 0xee;
     /// SynIC messages and events (SINT 2: VMBus, and timers in message mode).
     pub const SINT: u8 = 0xf3;
+    /// A TLB flush another vCPU waits for.
+    pub const FLUSH: u8 = 0xfa;
     /// Kick from another vCPU.
     pub const KICK: u8 = 0xfb;
     /// Spurious interrupt of the local APIC.
@@ -37,6 +39,8 @@ struct Table(UnsafeCell<[Gate; 256]>);
 // (the DPL lies in the low word), which the processor reads whole.
 unsafe impl Sync for Table {}
 
+/// The boot's, and the vCPUs'.
+static BOOT_IDT: Table = Table(UnsafeCell::new([Gate([0; 2]); 256]));
 static IDT: Table = Table(UnsafeCell::new([Gate([0; 2]); 256]));
 
 unsafe extern "C" {
@@ -61,10 +65,10 @@ fn ist_of(vector: u8) -> u8 {
     }
 }
 
-fn write_gate(vector: u8, cs: u16, ist: u8, dpl: u8) {
+fn write_gate(table: &Table, vector: u8, cs: u16, ist: u8, dpl: u8) {
     let address = (&raw const trap_stubs) as u64 + u64::from(vector) * 16;
     let low = low_word(address, ist, dpl) & !(0xffff << 16) | u64::from(cs) << 16;
-    let gate = IDT.0.get().cast::<Gate>().wrapping_add(usize::from(vector));
+    let gate = table.0.get().cast::<Gate>().wrapping_add(usize::from(vector));
     // SAFETY: `vector` < 256 keeps the pointer in the table; see `Sync` above for other readers.
     unsafe { gate.write_volatile(Gate([low, address >> 32])) };
 }
@@ -72,33 +76,37 @@ fn write_gate(vector: u8, cs: u16, ist: u8, dpl: u8) {
 /// Fills the table for the boot GDT (code selector 8), without separate stacks, and loads it.
 pub fn init_boot() {
     for vector in 0..=255 {
-        write_gate(vector, 8, 0, 0);
+        write_gate(&BOOT_IDT, vector, 8, 0, 0);
     }
-    load();
+    load_table(&BOOT_IDT);
 }
 
-/// Fills the table for the vCPUs' GDTs and stacks. Loaded already.
+/// Fills the table for the vCPUs' GDTs and stacks.
 pub fn init() {
     for vector in 0..=255 {
-        write_gate(vector, selector::SHIM_CS, ist_of(vector), 0);
+        write_gate(&IDT, vector, selector::SHIM_CS, ist_of(vector), 0);
     }
 }
 
 /// Lets guest user mode reach a vector by INT n, or not.
 pub fn set_user(vector: u8, user: bool) {
     if u32::from(vector) < vector::FIRST_IRQ {
-        write_gate(vector, selector::SHIM_CS, ist_of(vector), if user { 3 } else { 0 });
+        write_gate(&IDT, vector, selector::SHIM_CS, ist_of(vector), if user { 3 } else { 0 });
     }
 }
 
-/// Loads the table on this processor.
+/// Loads the vCPUs' table on this processor, whose GDT is loaded.
 pub fn load() {
+    load_table(&IDT);
+}
+
+fn load_table(table: &'static Table) {
     #[repr(C, packed)]
     struct Pointer {
         limit: u16,
         base: u64,
     }
-    let pointer = Pointer { limit: 4095, base: IDT.0.get() as u64 };
+    let pointer = Pointer { limit: 4095, base: table.0.get() as u64 };
     // SAFETY: the table is static and every gate in it leads to a stub.
     unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack)) };
 }

@@ -3,8 +3,10 @@
 pub mod apic;
 pub mod gdt;
 pub mod idt;
+pub mod ipi;
 pub mod msr;
 pub mod percpu;
+pub mod smp;
 pub mod tss;
 
 use core::arch::asm;
@@ -22,6 +24,8 @@ use percpu::{Area, PerCpu};
 pub struct Cpu {
     /// Index of the vCPU and of its area.
     pub id: u32,
+    /// The vCPU has run: its state is the processor's.
+    pub runs: Cell<bool>,
     /// Hyper-V's index of the virtual processor.
     pub vp_index: Cell<u32>,
     /// Physical address of the L4 in CR3.
@@ -170,6 +174,13 @@ pub unsafe fn write_cr3(value: u64) {
     unsafe { asm!("mov cr3, {}", in(reg) value, options(nostack, preserves_flags)) };
 }
 
+/// Flushes a page on this processor.
+#[inline]
+pub fn invlpg(va: u64) {
+    // SAFETY: INVLPG has no effect but on the TLB.
+    unsafe { asm!("invlpg [{}]", in(reg) va, options(nostack, preserves_flags)) };
+}
+
 /// Writes CR4.
 ///
 /// # Safety
@@ -184,6 +195,7 @@ impl Cpu {
     pub const fn new(id: u32) -> Self {
         Self {
             id,
+            runs: Cell::new(false),
             vp_index: Cell::new(0),
             cr3: Cell::new(0),
             has_xsave: Cell::new(false),
@@ -203,6 +215,19 @@ impl Cpu {
             lingering: Cell::new(Lingering::new()),
             debug_seen: Cell::new(0),
         }
+    }
+
+    /// Flushes this processor's TLB.
+    #[inline]
+    pub fn reload_cr3(&self) {
+        // SAFETY: the L4 in CR3 stays; it was given the shim's slots when it was loaded.
+        unsafe { write_cr3(self.cr3.get()) };
+    }
+
+    /// Loads the shim's own page tables.
+    pub fn leave_guest_tables(&self) {
+        self.cr3.set(smp::final_l4());
+        self.reload_cr3();
     }
 
     /// The bits of CR4 the guest has a say in.
@@ -260,7 +285,6 @@ pub unsafe fn init(pc: &mut PerCpu, f: &Features) {
         base: u64,
     }
     let pointer = Pointer { limit: gdt::LIMIT, base: gdt::window(pc.cpu.id) };
-    idt::init();
     // SAFETY: the window is mapped and its reserved page holds the selectors loaded here.
     unsafe {
         asm!(

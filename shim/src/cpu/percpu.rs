@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! area + 0x0000  stub page (RX): the SYSCALL entries, relative to ...
-//!      + 0x1000  PerCpu (RW, 3 pages)
-//!      + 0x4000  unmapped: guard
+//!      + 0x1000  PerCpu (RW, 2 pages)
+//!      + 0x3000  unmapped: guard
 //!      + 0x7000  stack, 16 KiB, growing down from + 0xb000
 //!      + 0xb000  #DF stack, 4 KiB, and the stack for faults inside a stub
 //!      + 0xc000  NMI stack
@@ -25,7 +25,7 @@ use crate::mm::layout::{MAX_VCPUS, PERCPU_BASE, PERCPU_STRIDE};
 /// Offset of [`PerCpu`] in the area; the assembly and the linker script know it as 4096.
 pub const DATA_OFFSET: u64 = 0x1000;
 /// Pages of [`PerCpu`].
-pub const DATA_PAGES: u64 = 3;
+pub const DATA_PAGES: u64 = 2;
 const STACK_BOTTOM: u64 = 0x7000;
 const STACK_TOP: u64 = 0xb000;
 const DF_TOP: u64 = 0xc000;

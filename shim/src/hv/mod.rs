@@ -4,19 +4,20 @@
 pub mod crash;
 pub mod synic;
 pub mod vmbus;
+pub mod vp;
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hv_abi::HvStatus;
 use hv_abi::cpuid::{
     self as hvid, Features, INTERFACE_HV1, LEAF_FEATURES, LEAF_INTERFACE, LEAF_RECOMMENDATIONS,
-    LEAF_VENDOR, MIN_MAX_LEAF, Privileges, VENDOR_MICROSOFT,
+    LEAF_VENDOR, MIN_MAX_LEAF, Privileges, Recommendations, VENDOR_MICROSOFT,
 };
 use hv_abi::guest_os_id::GuestOsId;
 use hv_abi::hypercall::{CallCode, Control, HvResult};
 use hv_abi::msr::{self as hvmsr, PageMsr, ReenlightenmentControl};
 use hv_abi::reference_tsc::{ReferenceTsc, ReferenceTscPage};
-use spin::Once;
+use spin::{Mutex, Once};
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::cpu::{cpuid, msr, percpu};
@@ -54,13 +55,24 @@ pub struct Enlightenments {
     pub apic: bool,
     /// Crash MSRs.
     pub crash: bool,
+    /// TLB flushes on other processors by hypercall are recommended.
+    pub remote_flush: bool,
+    /// Interrupts to other processors by hypercall are recommended.
+    pub cluster_ipi: bool,
+    /// The Ex forms of these.
+    pub ex_masks: bool,
+    /// Processors are started by hypercall.
+    pub start_vp: bool,
     /// Spin count after which to tell the host; `u32::MAX` = never.
     pub spin_limit: u32,
 }
 
 static HV: Once<Enlightenments> = Once::new();
 static HYPERCALL: AtomicU64 = AtomicU64::new(0);
-/// Physical addresses of the processors' pages for hypercall inputs.
+/// Bytes of a hypercall's input, and words.
+const INPUT_BYTES: u64 = 1024;
+const INPUT_WORDS: usize = INPUT_BYTES as usize / 8;
+/// Physical addresses of the processors' places for hypercall inputs.
 static INPUTS: [AtomicU64; MAX_VCPUS] = [const { AtomicU64::new(0) }; MAX_VCPUS];
 static VP_INDEX: [AtomicU32; MAX_VCPUS] = [const { AtomicU32::new(0) }; MAX_VCPUS];
 static REF_TSC: Once<&'static ReferenceTscPage> = Once::new();
@@ -90,7 +102,8 @@ pub fn detect(without: impl Fn(&str) -> bool) -> Option<&'static Enlightenments>
     let [eax, ebx, _, edx] = leaf_bytes(LEAF_FEATURES);
     let privileges = Privileges::from_eax_ebx(eax, ebx);
     let features = Features::from_bits_retain(edx);
-    let [_, spin_limit, ..] = leaf_bytes(LEAF_RECOMMENDATIONS);
+    let [hints, spin_limit, ..] = leaf_bytes(LEAF_RECOMMENDATIONS);
+    let hints = Recommendations::from_bits_retain(hints);
     let has = |privilege, name| privileges.contains(privilege) && !without(name);
     let hypercall = has(Privileges::ACCESS_HYPERCALL_MSRS, "hypercall");
     let synic = has(Privileges::ACCESS_SYNIC_REGS, "synic");
@@ -113,6 +126,12 @@ pub fn detect(without: impl Fn(&str) -> bool) -> Option<&'static Enlightenments>
         reset: has(Privileges::ACCESS_RESET_REG, "reset"),
         apic: has(Privileges::ACCESS_INTR_CTRL_REGS, "apic-assist"),
         crash: features.contains(Features::GUEST_CRASH_MSRS) && !without("crash"),
+        remote_flush: hypercall
+            && hints.contains(Recommendations::REMOTE_TLB_FLUSH)
+            && !without("tlbflush"),
+        cluster_ipi: hypercall && hints.contains(Recommendations::CLUSTER_IPI) && !without("ipi"),
+        ex_masks: hints.contains(Recommendations::EX_PROCESSOR_MASKS) && !without("ex-masks"),
+        start_vp: hypercall && has(Privileges::START_VIRTUAL_PROCESSOR, "start-vp"),
         spin_limit,
     }))
 }
@@ -156,7 +175,7 @@ pub fn init_cpu(cpu: u32, hv: &Enlightenments) -> u32 {
     let index = vp_index(hv);
     VP_INDEX[cpu as usize].store(index, Ordering::Relaxed);
     if hv.hypercall {
-        INPUTS[cpu as usize].store(frames::alloc(1, 4096).unwrap_or(0), Ordering::Release);
+        INPUTS[cpu as usize].store(input_place().unwrap_or(0), Ordering::Release);
     }
     if hv.apic
         && let Some(page) = frames::alloc(1, 4096)
@@ -165,7 +184,7 @@ pub fn init_cpu(cpu: u32, hv: &Enlightenments) -> u32 {
         unsafe { msr::write(hvmsr::HV_X64_MSR_VP_ASSIST_PAGE, PageMsr::enabled_at(page).0) };
         // SAFETY: a page of atomics in the direct map, never given back.
         let page = unsafe { &*phys_to_virt(page).cast::<hv_abi::synic::VpAssistPage>() };
-        crate::cpu::apic::set_vp_assist(page);
+        crate::cpu::apic::set_vp_assist(cpu, page);
     }
     index
 }
@@ -255,15 +274,47 @@ fn fast_hypercall(code: CallCode, first: u64, second: u64) -> HvStatus {
 
 /// A hypercall whose input is a structure; it has no output.
 fn hypercall<T: IntoBytes + Immutable>(code: CallCode, input: &T) -> HvStatus {
-    let page = INPUTS[percpu::current_id() as usize].load(Ordering::Acquire);
-    let bytes = input.as_bytes();
-    if page == 0 || bytes.len() > 4096 {
+    hypercall_with(Control::new(code), input.as_bytes())
+}
+
+/// A hypercall with its input in memory; it has no output.
+fn hypercall_with(control: Control, bytes: &[u8]) -> HvStatus {
+    let place = INPUTS[percpu::current_id() as usize].load(Ordering::Acquire);
+    if place == 0 || bytes.len() > INPUT_BYTES as usize {
         return HvStatus::INVALID_HYPERCALL_INPUT;
     }
-    // SAFETY: this processor's input page, which only this function uses, with interrupts off.
-    unsafe { phys_to_virt(page).copy_from(bytes.as_ptr(), bytes.len()) };
+    // SAFETY: this processor's place, which only this module uses, with interrupts off.
+    unsafe { phys_to_virt(place).copy_from(bytes.as_ptr(), bytes.len()) };
     // SAFETY: the input lies where RDX says, and there is no output.
-    unsafe { call(Control::new(code), page, 0) }
+    unsafe { call(control, place, 0) }
+}
+
+/// A hypercall of one rep with one word of output.
+fn hypercall_for_u32<T: IntoBytes + Immutable>(code: CallCode, input: &T) -> Option<u32> {
+    let place = INPUTS[percpu::current_id() as usize].load(Ordering::Acquire);
+    let bytes = input.as_bytes();
+    let output = place + INPUT_BYTES - 8;
+    if place == 0 || bytes.len() > INPUT_BYTES as usize - 8 {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { phys_to_virt(place).copy_from(bytes.as_ptr(), bytes.len()) };
+    // SAFETY: the input lies where RDX says, the output goes behind it into the same place.
+    unsafe { call(Control::new(code).with_reps(1, 0), place, output) }.ok().ok()?;
+    // SAFETY: as above; the host has written it.
+    Some(unsafe { phys_to_virt(output).cast::<u32>().read_volatile() })
+}
+
+/// A processor's place for hypercall inputs: several share a page.
+fn input_place() -> Option<u64> {
+    static NEXT: Mutex<u64> = Mutex::new(0);
+    let mut next = NEXT.lock();
+    if next.is_multiple_of(4096) {
+        *next = frames::alloc(1, 4096)?;
+    }
+    let place = *next;
+    *next += INPUT_BYTES;
+    Some(place)
 }
 
 /// Tells the host that this processor spins.

@@ -8,5 +8,7 @@ pub const LAPIC: u64 = FIXMAP_BASE;
 pub const IOAPIC: u64 = FIXMAP_BASE + 0x1000;
 /// IOAPICs there is room for.
 pub const MAX_IOAPICS: u64 = 8;
+/// The page other processors start in.
+pub const TRAMPOLINE: u64 = FIXMAP_BASE + 0xf000;
 /// The Hyper-V hypercall page.
 pub const HYPERCALL_PAGE: u64 = FIXMAP_BASE + 0x1_0000;

@@ -1,16 +1,27 @@
 //! Interrupts: the timer, the serial port, kicks. Each handler runs with interrupts off, does a
 //! bounded amount of work and acknowledges at the local APIC.
 
+use translate::evtchn::Here;
 use translate::{console, time};
 
 use crate::cpu::apic;
 use crate::cpu::idt::vector;
 use crate::cpu::percpu::PerCpu;
+use crate::cpu::{Cpu, ipi, smp};
 use crate::devices;
 
 fn timer(pc: &mut PerCpu) {
     crate::time::fired(&pc.cpu);
     super::with_ctx(pc, time::timer_interrupt);
+}
+
+/// Handles one interrupt of a processor whose vCPU has never run.
+pub(super) fn handle_new(number: u8, cpu: &Cpu) {
+    smp::stop_if_ended(cpu.id);
+    if number == vector::FLUSH {
+        ipi::serve(cpu);
+    }
+    apic::eoi();
 }
 
 /// Handles one interrupt.
@@ -43,9 +54,12 @@ pub(super) fn handle(number: u8, pc: &mut PerCpu) {
             }
             return;
         }
-        vector::SERIAL => super::with_ctx(pc, |cx| console::input(cx.dom, cx.plat)),
+        vector::SERIAL => super::with_ctx(pc, |cx| {
+            console::input_on(cx.dom, cx.plat, Here::on(cx.vcpu));
+        }),
         vector::TSC_CHANGED => crate::time::tsc_changed(),
-        vector::KICK => {}
+        vector::KICK => super::kicked(pc),
+        vector::FLUSH => ipi::serve(&pc.cpu),
         vector::SPURIOUS => return,
         other => {
             crate::log!(Warn, "interrupt on vector {other:#x}, which nothing uses");

@@ -13,7 +13,8 @@ use core::mem::{offset_of, size_of};
 
 use translate::outcome::Outcome;
 use translate::regs::{CpuRegs, selector};
-use translate::{Ctx, bounce, dispatch, emulate, sched};
+use translate::sched::Wait;
+use translate::{Ctx, bounce, dispatch, emulate, requests, sched, vcpu_start};
 use xen_abi::arch::flat;
 use xen_abi::hypercall::HypercallNr;
 use xen_abi::mm::DomId;
@@ -264,6 +265,31 @@ unsafe fn block(pc: *mut PerCpu) -> i64 {
     }
 }
 
+/// Another vCPU has put this one down.
+#[cold]
+#[inline(never)]
+fn stay_down(pc: &mut PerCpu) {
+    // SAFETY: the processor's own area; the caller's reference is not used meanwhile.
+    unsafe { block(pc) };
+}
+
+/// Another vCPU wants this one to look: at its events on the way out, and at what was asked of it.
+fn kicked(pc: &mut PerCpu) {
+    crate::cpu::smp::stop_if_ended(pc.cpu.id);
+    with_ctx(pc, |cx| {
+        requests::take(cx);
+        if cx.vcpu.wait == Wait::No {
+            vcpu_start::put_down(cx);
+        }
+    });
+}
+
+/// Halts until an interrupt, which has been handled then.
+pub fn halt() {
+    // SAFETY: interrupts are on for the HLT alone; the caller holds no reference to the area.
+    unsafe { idle_hlt() };
+}
+
 /// An NMI that hit ring 0 becomes the guest's.
 #[inline(always)]
 fn take_nmi(pc: &mut PerCpu) {
@@ -340,6 +366,9 @@ unsafe extern "C" fn trap_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) {
         // Linux saves the user's GS base so at every switch of processes.
     } else if vector >= idt::vector::FIRST_IRQ {
         irq::handle(vector as u8, pc);
+        if pc.vcpu.wait != Wait::No {
+            stay_down(pc);
+        }
     } else {
         exception(regs, pc);
     }

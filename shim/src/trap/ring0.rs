@@ -74,6 +74,15 @@ pub(super) unsafe extern "C" fn trap_from_ring0(
 ) -> *mut CpuRegs {
     // SAFETY: the stub's frame.
     let frame = unsafe { &mut *regs };
+    // SAFETY: reading a cell of the area.
+    let runs = unsafe { &(*pc).cpu.runs };
+    if frame.vector >= idt::vector::FIRST_IRQ && !runs.get() {
+        // The vCPU is others' to fill: no reference to it.
+        // SAFETY: the part of the area that is the processor's own.
+        super::irq::handle_new(frame.vector as u8, unsafe { &(*pc).cpu });
+        leave_idle(frame);
+        return core::ptr::null_mut();
+    }
     if frame.vector >= idt::vector::FIRST_IRQ {
         // SAFETY: interrupts are on in ring 0 only in the idle HLT, which holds no reference to
         // the area and runs on a stack in it.

@@ -38,6 +38,8 @@ pub struct Options<'a> {
     pub log: LogLevel,
     /// `pontoon.mem=SIZE`: cap of the guest's memory in bytes.
     pub mem_bytes: Option<u64>,
+    /// `pontoon.max_vcpus=N`: the guest gets so many vCPUs at most.
+    pub max_vcpus: Option<u16>,
     /// `pontoon.hyperv=off` makes it false: Hyper-V is not looked for.
     pub hyperv: bool,
     /// `pontoon.hv-without=a,b`: host features not to use, as given; see [`Self::without`].
@@ -72,6 +74,7 @@ impl Default for Options<'_> {
             console: ConsoleDevice::default(),
             log: LogLevel::default(),
             mem_bytes: None,
+            max_vcpus: None,
             hyperv: true,
             hv_without: &[],
             name: b"guest",
@@ -145,6 +148,10 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a [u8]) -> Option<()> {
             };
         }
         b"mem" => options.mem_bytes = Some(size_bytes(value).filter(|&bytes| bytes != 0)?),
+        b"max_vcpus" => {
+            let most: u16 = core::str::from_utf8(value).ok()?.parse().ok()?;
+            options.max_vcpus = Some(Some(most).filter(|&most| most != 0)?);
+        }
         b"hyperv" => {
             options.hyperv = match value {
                 b"on" => true,

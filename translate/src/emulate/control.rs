@@ -6,7 +6,7 @@ use xen_abi::{Errno, Mfn};
 
 use super::{CR4_DE, Emulation, GP0, UD, cpuid, set_ts};
 use crate::platform::Platform;
-use crate::{Ctx, debugreg};
+use crate::{Ctx, debugreg, mmu};
 
 /// CR0 of a 64-bit PV guest: PE, MP, ET, NE, WP, AM, PG.
 const CR0: u64 = 0x8005_0033;
@@ -44,7 +44,7 @@ pub(super) fn write_cr<P: Platform>(
             if !cx.plat.load_cr3(l4) {
                 return Err(GP0);
             }
-            cx.vcpu.mmu.l4 = l4.0;
+            mmu::note_l4(cx, l4);
         }
         // Bits that are not the guest's are ignored, as Xen ignores them.
         4 => cx.plat.set_guest_cr4(value & cr4_allowed(cx)),
@@ -54,7 +54,7 @@ pub(super) fn write_cr<P: Platform>(
 }
 
 /// CR4 bits whose feature the guest has.
-fn cr4_allowed<P: Platform>(cx: &Ctx<'_, P>) -> u64 {
+pub(crate) fn cr4_allowed<P: Platform>(cx: &Ctx<'_, P>) -> u64 {
     let fsgsbase = cpuid::cpuid(cx, 7, 0, true).ebx & 1 != 0;
     let xsave = cpuid::has_xsave(cx);
     CR4_TSD | CR4_DE | if fsgsbase { CR4_FSGSBASE } else { 0 } | if xsave { CR4_OSXSAVE } else { 0 }

@@ -24,6 +24,7 @@ pub mod decode;
 mod io;
 mod machine_check;
 mod msr;
+pub(crate) use control::cr4_allowed;
 pub use msr::read_segment_base;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use xen_abi::mm::{MmuextCmd, MmuextOp};
 use xen_abi::{Errno, GuestVa, Mfn};
 
-use super::{Batch, Owner, flush_set, is_loaded, page_owner, vcpu_set};
+use super::{Batch, Owner, flush_set, is_loaded, note_l4, page_owner, vcpu_set};
 use crate::Ctx;
 use crate::debugreg::address_ok;
 use crate::descriptor;
@@ -65,10 +65,7 @@ pub fn mmuext_op<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
 #[inline(always)]
 fn new_baseptr<P: Platform>(cx: &mut Ctx<'_, P>, mfn: Mfn) -> Result<(), Errno> {
     good(cx.plat.load_cr3(mfn))?;
-    cx.vcpu.mmu.l4 = mfn.0;
-    if let Some(shared) = cx.dom.vcpus.get(cx.vcpu.id as usize) {
-        shared.l4.store(mfn.0, Relaxed);
-    }
+    note_l4(cx, mfn);
     Ok(())
 }
 

@@ -53,6 +53,15 @@ pub(crate) fn is_loaded<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> bool {
     cx.vcpu.mmu.l4 == mfn.0 || cx.dom.vcpus.iter().any(|vcpu| vcpu.l4.load(Relaxed) == mfn.0)
 }
 
+/// The vCPU's processor uses this frame as its L4 from now on.
+#[inline(always)]
+pub(crate) fn note_l4<P: Platform>(cx: &mut Ctx<'_, P>, mfn: Mfn) {
+    cx.vcpu.mmu.l4 = mfn.0;
+    if let Some(shared) = cx.dom.vcpus.get(cx.vcpu.id as usize) {
+        shared.l4.store(mfn.0, Relaxed);
+    }
+}
+
 /// Whether `index` is one of the hypervisor's slots and `words` an L4 that has them.
 #[inline(always)]
 pub(crate) fn is_hole_slot<M: GuestMemory>(plat: &M, words: &PageWords, index: usize) -> bool {

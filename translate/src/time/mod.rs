@@ -28,7 +28,7 @@ use crate::evtchn::{self, Here};
 use crate::outcome::{HcResult, ret};
 use crate::platform::{Platform, Shutdown, TscScale};
 
-pub use runstate::{RunstateClock, get_runstate, register_runstate, set_runstate};
+pub use runstate::{RunstateClock, SharedRunstate, get_runstate, register_runstate, set_runstate};
 pub use scale::{mul_shift, mul_shift_hz, ns_to_tsc, tsc_scale, tsc_to_ns};
 
 /// No deadline.

@@ -4,7 +4,7 @@
 //! time (the host ran something else) turns running into runnable time, so that the four times
 //! always add up to the system time since the vCPU began.
 
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use xen_abi::GuestVa;
 use xen_abi::hypercall::VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
@@ -86,12 +86,85 @@ impl RunstateClock {
     }
 }
 
+/// What other vCPUs see of a vCPU's runstate. Its own processor writes it.
+#[derive(Debug)]
+pub struct SharedRunstate {
+    /// Odd while the rest is written.
+    version: AtomicU32,
+    state: AtomicU32,
+    entered_ns: AtomicU64,
+    time: [AtomicU64; 4],
+}
+
+impl Default for SharedRunstate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl SharedRunstate {
+    /// Offline since system time 0.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            version: AtomicU32::new(0),
+            state: AtomicU32::new(Runstate::OFFLINE.0),
+            entered_ns: AtomicU64::new(0),
+            time: [const { AtomicU64::new(0) }; 4],
+        }
+    }
+
+    fn write(&self, info: &VcpuRunstateInfo) {
+        let odd = self.version.load(Ordering::Relaxed).wrapping_add(1);
+        self.version.store(odd, Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.state.store(info.state.0, Ordering::Relaxed);
+        self.entered_ns.store(info.state_entry_time, Ordering::Relaxed);
+        for (to, from) in self.time.iter().zip(info.time) {
+            to.store(from, Ordering::Relaxed);
+        }
+        self.version.store(odd.wrapping_add(1), Ordering::Release);
+    }
+
+    /// The record as of now. One that is written again and again is read as it is: nobody waits for
+    /// another vCPU.
+    pub fn read(&self, now_ns: u64) -> VcpuRunstateInfo {
+        const TRIES: u32 = 100;
+        let mut info = VcpuRunstateInfo {
+            state: Runstate::OFFLINE,
+            pad: 0,
+            state_entry_time: 0,
+            time: [0; 4],
+        };
+        for _ in 0..TRIES {
+            let version = self.version.load(Ordering::Acquire);
+            info.state = Runstate(self.state.load(Ordering::Relaxed));
+            info.state_entry_time = self.entered_ns.load(Ordering::Relaxed);
+            for (to, from) in info.time.iter_mut().zip(&self.time) {
+                *to = from.load(Ordering::Relaxed);
+            }
+            fence(Ordering::Acquire);
+            if version & 1 == 0 && self.version.load(Ordering::Relaxed) == version {
+                break;
+            }
+        }
+        let elapsed = now_ns.saturating_sub(info.state_entry_time);
+        if let Some(time) = info.time.get_mut(info.state.0 as usize) {
+            *time = time.wrapping_add(elapsed);
+        }
+        info
+    }
+}
+
 /// Moves to another state and publishes it.
 pub fn set_runstate<P: Platform>(cx: &mut Ctx<'_, P>, state: Runstate) {
     let now = cx.plat.now_ns();
     let clock = &mut cx.vcpu.time.runstate;
     clock.settle(now);
     clock.info.state = state;
+    if let Some(shared) = cx.dom.vcpus.get(cx.vcpu.id as usize) {
+        shared.runstate.write(&clock.info);
+    }
     if clock.area != 0 {
         if clock.steal_is_due(now) {
             clock.steal(cx.plat.stolen_ns(), now);

@@ -1,0 +1,275 @@
+//! The other processors: started at boot, each with a vCPU, then waiting in ring 0 until the guest
+//! wants it ([`translate::vcpu_start`]). docs/smp.md has the whole story.
+//!
+//! They start one after the other, through one mailbox. A processor that does not answer in time is
+//! reported and left out, its area goes to the next; should it come later, it finds that nobody
+//! expects it, and stops.
+
+use core::arch::global_asm;
+use core::mem::size_of;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use spin::{Mutex, Once};
+use translate::domain::Domain;
+use translate::regs::CpuRegs;
+use translate::vcpu::Vcpu;
+use translate::{Ctx, vcpu_start};
+
+use super::percpu::{Area, PerCpu};
+use super::{Features, apic};
+use crate::mm::layout::MAX_VCPUS;
+use crate::platform::Shim;
+use crate::{hv, log, time, trap};
+
+/// No processor is waited for: the last one has answered, or will not.
+const TAKEN: u32 = u32::MAX;
+const WITHDRAWN: u32 = u32::MAX - 1;
+/// How long a processor may take to answer; on an emulated host it is slow.
+const ANSWER_NS: u64 = 3_000_000_000;
+/// After INIT (Intel SDM 3A 9.4.4), and until the second SIPI.
+const INIT_MS: u32 = 10;
+const SIPI_NS: u64 = 20_000_000;
+
+/// What a processor leaves free on top of its stack until it runs the guest: the guest's first
+/// registers go there ([`trap::start`]).
+const ROOM: u64 = 512;
+const _: () = assert!(size_of::<CpuRegs>() as u64 <= ROOM);
+
+/// The mailbox: APIC id waited for, its number, its stack, and the page tables for all.
+static EXPECTED: AtomicU32 = AtomicU32::new(TAKEN);
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+static STACK: AtomicU64 = AtomicU64::new(0);
+static FINAL_L4: AtomicU64 = AtomicU64::new(0);
+
+static FEATURES: Once<Features> = Once::new();
+/// The processor of this number is set up and waits.
+static READY: [AtomicBool; MAX_VCPUS] = [const { AtomicBool::new(false) }; MAX_VCPUS];
+/// The vCPU of this number has never run, and its processor leaves it alone while this is locked.
+static NEW: [Mutex<bool>; MAX_VCPUS] = [const { Mutex::new(false) }; MAX_VCPUS];
+/// There is a domain.
+static DOMAIN: AtomicBool = AtomicBool::new(false);
+/// Somebody ends the guest: everybody else stops.
+static ENDED: AtomicU32 = AtomicU32::new(NOBODY);
+const NOBODY: u32 = u32::MAX;
+
+global_asm!(
+    include_str!("trampoline.S"),
+    taken = const TAKEN as i32,
+    expected = sym EXPECTED,
+    final_l4 = sym FINAL_L4,
+    stack = sym STACK,
+    number = sym NUMBER,
+    processor_main = sym processor_main,
+);
+
+unsafe extern "C" {
+    static trampoline_start: u8;
+    static trampoline_end: u8;
+    static trampoline_far: u8;
+    static trampoline_gdt_pointer: u8;
+    static trampoline_cr3: u8;
+    fn processor_entry();
+}
+
+/// What starting processors needs.
+pub struct Starter {
+    /// Page below 1 MiB the trampoline is in, if there is one.
+    trampoline: Option<u64>,
+}
+
+impl Starter {
+    /// Sets the mailbox and the trampoline up. `page` is the physical address of a free page below
+    /// 1 MiB and where it is mapped, `boot_l4` the physical address of the boot's page tables,
+    /// `final_l4` that of the shim's.
+    pub fn new(
+        features: Features,
+        page: Option<(u64, *mut u8)>,
+        boot_l4: u64,
+        final_l4: u64,
+    ) -> Self {
+        FINAL_L4.store(final_l4, Ordering::SeqCst);
+        FEATURES.call_once(|| features);
+        let page = page.filter(|_| boot_l4 >> 32 == 0);
+        if let Some((address, at)) = page {
+            // SAFETY: the caller's promise: a mapped page that is nobody's.
+            unsafe { fill_trampoline(at, address as u32, boot_l4 as u32) };
+        }
+        Self { trampoline: page.map(|(address, _)| address) }
+    }
+
+    /// Puts processors into the state in which SIPI starts them.
+    pub fn init(&self, ids: &[u32]) {
+        if self.trampoline.is_some() {
+            ids.iter().for_each(|&id| apic::send_init(id));
+            time::wait_ms(INIT_MS);
+        }
+    }
+
+    /// Starts a processor as number `number`, whose area is mapped and filled. Whether it answers.
+    pub fn start(&self, number: u32, apic_id: u32) -> bool {
+        NUMBER.store(number, Ordering::SeqCst);
+        STACK.store(Area::of(number).stack_top() - ROOM, Ordering::SeqCst);
+        EXPECTED.store(apic_id, Ordering::SeqCst);
+        let by_host = hv::get().is_some_and(|hv| hv.start_vp)
+            && hv::vp::start(apic_id, processor_entry as *const () as u64);
+        let begin = time::now_ns();
+        let mut again = !by_host;
+        if !by_host {
+            let Some(page) = self.trampoline else { return false };
+            apic::send_sipi(apic_id, page);
+        }
+        loop {
+            if READY.get(number as usize).is_some_and(|ready| ready.load(Ordering::SeqCst)) {
+                return true;
+            }
+            let waited = time::now_ns().saturating_sub(begin);
+            let is_expected = EXPECTED.load(Ordering::SeqCst) == apic_id;
+            if let Some(page) = self.trampoline.filter(|_| again && waited > SIPI_NS && is_expected)
+            {
+                // The first one may get lost (Intel SDM 3A 9.4.4).
+                apic::send_sipi(apic_id, page);
+                again = false;
+            }
+            // One that has answered is waited for: it is on the stack it was given.
+            if waited > ANSWER_NS && withdraw(apic_id) {
+                return false;
+            }
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// Nobody expects the processor any more. `false`: it was quicker.
+fn withdraw(apic_id: u32) -> bool {
+    EXPECTED.compare_exchange(apic_id, WITHDRAWN, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+}
+
+/// Copies the trampoline and fills in what depends on where it is.
+///
+/// # Safety
+/// `at` must be the mapped page at `address`, a page of the shim's.
+unsafe fn fill_trampoline(at: *mut u8, address: u32, boot_l4: u32) {
+    let start = &raw const trampoline_start;
+    let offset = |symbol: *const u8| symbol as usize - start as usize;
+    let len = offset(&raw const trampoline_end);
+    // SAFETY: the trampoline is shorter than a page; the page is the caller's promise.
+    unsafe { at.copy_from_nonoverlapping(start, len) };
+    let add = |offset: usize, value: u32| {
+        let word = at.wrapping_add(offset).cast::<u32>();
+        // SAFETY: inside the page.
+        let old = unsafe { word.read_unaligned() };
+        // SAFETY: as above.
+        unsafe { word.write_unaligned(old.wrapping_add(value)) };
+    };
+    add(offset(&raw const trampoline_far), address);
+    add(offset(&raw const trampoline_gdt_pointer) + 2, address);
+    add(offset(&raw const trampoline_cr3), boot_l4);
+}
+
+/// A started processor, on its stack and the shim's page tables.
+extern "C" fn processor_main(number: u32) -> ! {
+    let pc = Area::of(number).data() as *mut PerCpu;
+    if let Some(features) = FEATURES.get() {
+        // SAFETY: the starter has filled the area and waits for this processor, whose it is.
+        let own = unsafe { &mut *pc };
+        // SAFETY: area and GDT window are mapped and filled; the final page tables are loaded.
+        unsafe { super::init(own, features) };
+        own.cpu.cr3.set(FINAL_L4.load(Ordering::SeqCst));
+        apic::init(features);
+        apic::note_id(number);
+        let hv = hv::get();
+        own.cpu.vp_index.set(hv.map_or(0, |hv| hv::init_cpu(number, hv)));
+        let synic = hv.is_some_and(|hv| hv::synic::init_cpu(number, hv));
+        time::init_timer(features, synic);
+    }
+    *NEW[number as usize].lock() = true;
+    READY[number as usize].store(true, Ordering::SeqCst);
+    // SAFETY: the processor's own area, to which nobody has a reference now.
+    unsafe { wait_for_guest(number, pc) }
+}
+
+/// Waits until the vCPU is up, then runs it.
+///
+/// # Safety
+/// `pc` must be the processor's area with no live reference to it.
+unsafe fn wait_for_guest(number: u32, pc: *mut PerCpu) -> ! {
+    let is_up = || {
+        DOMAIN.load(Ordering::SeqCst)
+            && crate::guest::domain().vcpus[number as usize].online.load(Ordering::SeqCst)
+    };
+    // An interrupt that comes between the look and the halt ends the halt at once.
+    while !is_up() {
+        trap::halt();
+    }
+    *NEW[number as usize].lock() = false;
+    let regs = {
+        // SAFETY: the vCPU is this processor's from here on: see `with_new_vcpu`.
+        let own = unsafe { &mut *pc };
+        own.cpu.runs.set(true);
+        let plat = Shim { cpu: &own.cpu };
+        let mut cx = Ctx { dom: crate::guest::domain(), vcpu: &mut own.vcpu, plat: &plat };
+        vcpu_start::enter(&mut cx)
+    };
+    // SAFETY: the processor is set up, the area its own, and the registers the guest's.
+    unsafe { trap::start(pc, regs) }
+}
+
+/// Other processors may look at the domain.
+pub fn domain_is_there(_dom: &'static Domain) {
+    DOMAIN.store(true, Ordering::SeqCst);
+}
+
+/// Runs `f` on a vCPU that has never run. `false` where there is none with this number.
+pub fn with_new_vcpu(number: u32, f: &mut dyn FnMut(&mut Vcpu)) -> bool {
+    let Some(new) = NEW.get(number as usize) else { return false };
+    let is_new = new.lock();
+    if !*is_new {
+        return false;
+    }
+    let pc = Area::of(number).data() as *mut PerCpu;
+    // SAFETY: the area of a processor that answered. While it is marked as new its processor makes no
+    // reference to the vCPU (`wait_for_guest` and the interrupts meanwhile), and others only here,
+    // under the lock.
+    let vcpu = unsafe { &mut (*pc).vcpu };
+    f(vcpu);
+    true
+}
+
+/// The guest ends on this processor: the others stop. The second who wants to end it stops, too.
+pub fn end_others(me: u32) {
+    if ENDED.compare_exchange(NOBODY, me, Ordering::SeqCst, Ordering::SeqCst) == Err(me) {
+        return;
+    }
+    stop_if_ended(me);
+    let others = others(me);
+    if others != 0 {
+        super::ipi::send(others, super::idt::vector::KICK);
+    }
+}
+
+/// Stops this processor for good if another one ends the guest.
+#[inline]
+pub fn stop_if_ended(me: u32) {
+    let by = ENDED.load(Ordering::Relaxed);
+    if by != NOBODY && by != me {
+        crate::power::halt();
+    }
+}
+
+/// Physical address of the shim's own L4.
+pub fn final_l4() -> u64 {
+    FINAL_L4.load(Ordering::Relaxed)
+}
+
+/// Processors that were started, but for one.
+fn others(me: u32) -> u64 {
+    let ready = READY.iter().zip(0u32..).filter(|(ready, _)| ready.load(Ordering::Relaxed));
+    ready.fold(1, |set, (_, number)| set | 1 << number) & !(1 << me)
+}
+
+/// Says that a processor is left out.
+pub fn report_missing(apic_id: u32) {
+    log!(Error, "the processor with APIC id {apic_id} does not start: the guest goes without it");
+}
+
+const _: () = assert!(u64::BITS as usize == MAX_VCPUS, "sets of vCPUs are words");

@@ -1,0 +1,196 @@
+use std::boxed::Box;
+
+use super::*;
+use crate::fake::{Call, FakePlatform, Machine, catch_shutdown, mfn, va};
+use crate::platform::GuestMemory;
+use crate::sched;
+use crate::vcpu_op::vcpu_op;
+use xen_abi::vcpu::VcpuOp;
+use zerocopy::FromZeros;
+
+/// Frames: the L4 and the GDT of the new vCPU; two for its context.
+const L4: u64 = 20;
+const GDT: u64 = 21;
+const CONTEXT: u64 = 24;
+const TEXT: u64 = 0xffff_ffff_8100_0000;
+
+fn op(m: &mut Machine, by: usize, cmd: VcpuOp, id: u64) -> HcResult {
+    vcpu_op(&mut m.cx_of(by), cmd.0.into(), id, va(CONTEXT).0)
+}
+
+/// A context as Linux fills it.
+fn context() -> Box<VcpuGuestContext> {
+    let mut context = Box::new(VcpuGuestContext::new_zeroed());
+    context.flags = VGCF_IN_KERNEL;
+    context.user_regs.rip = TEXT;
+    context.user_regs.rsp = va(30).0;
+    context.user_regs.rflags = 0x1000;
+    context.user_regs.cs = 0x10;
+    context.user_regs.ss = 0x18;
+    context.trap_ctxt[0] = TrapInfo { vector: 14, flags: 4, cs: 0x10, pad: 0, address: TEXT + 14 };
+    context.trap_ctxt[14] = context.trap_ctxt[0];
+    context.trap_ctxt[0].address = 0;
+    context.gdt_frames[0] = mfn(GDT).0;
+    context.gdt_ents = 16;
+    context.kernel_sp = va(31).0 + 8;
+    context.ctrlreg[3] = mfn(L4).0 << 12;
+    context.event_callback_eip = TEXT + 1;
+    context.failsafe_callback_eip = TEXT + 2;
+    context.gs_base_kernel = va(32).0;
+    context
+}
+
+fn write(m: &Machine, context: &VcpuGuestContext) {
+    m.plat.copy_to_guest(va(CONTEXT), context.as_bytes()).unwrap();
+}
+
+fn machine() -> Machine {
+    let mut m = Machine::with(64, 2);
+    m.make_new(1);
+    write(&m, &context());
+    m
+}
+
+fn kicks(m: &Machine) -> usize {
+    m.plat.calls().iter().filter(|call| **call == Call::Kick(1)).count()
+}
+
+#[test]
+fn from_new_to_up() {
+    let mut m = machine();
+    assert_eq!(op(&mut m, 0, VcpuOp::IS_UP, 1), ret(0));
+    assert_eq!(op(&mut m, 0, VcpuOp::UP, 1), Err(Errno::EINVAL), "without a context");
+    assert_eq!(op(&mut m, 0, VcpuOp::INITIALISE, 1), ret(0));
+    assert_eq!(op(&mut m, 0, VcpuOp::INITIALISE, 1), Err(Errno::EEXIST));
+    assert!(!m.take_over(1));
+    assert_eq!(kicks(&m), 0);
+    assert_eq!(op(&mut m, 0, VcpuOp::UP, 1), ret(0));
+    assert_eq!(op(&mut m, 0, VcpuOp::UP, 1), ret(0));
+    assert_eq!(kicks(&m), 1);
+    assert_eq!(op(&mut m, 0, VcpuOp::IS_UP, 1), ret(1));
+    assert!(m.take_over(1));
+    let regs = enter(&mut m.cx_of(1));
+    assert_eq!((regs.rip, regs.rsp, regs.rflags), (TEXT, va(30).0, 0x202));
+    assert_eq!((regs.cs, regs.ss), (selector::KERNEL_CS.into(), selector::KERNEL_SS.into()));
+    let vcpu = &m.vcpus[1];
+    assert_eq!((vcpu.entry.event_callback, vcpu.entry.kernel_sp), (TEXT + 1, va(31).0));
+    assert_eq!(vcpu.traps.handler(14).address, TEXT + 14);
+    assert_eq!(vcpu.control.iopl, 1);
+    assert_eq!(m.dom.vcpus[1].l4.load(Ordering::SeqCst), mfn(L4).0);
+    assert_eq!(m.plat.state().gs_base, va(32).0);
+    let calls = m.plat.calls();
+    assert!(calls.contains(&Call::LoadCr3(mfn(L4))));
+    assert!(calls.contains(&Call::LoadGdt([mfn(GDT)].to_vec())));
+    let version = &m.dom.shared_info.vcpu_info[1].time.version;
+    assert_ne!(version.load(Ordering::Relaxed), 0, "its clock runs");
+}
+
+/// Whatever the processor could not load is refused, and the vCPU stays as new.
+#[test]
+fn bad_contexts() {
+    let bad: [fn(&mut VcpuGuestContext); 9] = [
+        |c| c.user_regs.rip = 1 << 47,
+        |c| c.event_callback_eip = 1 << 62,
+        |c| c.gs_base_user = 1 << 47,
+        |c| c.trap_ctxt[3].address = 1 << 50,
+        |c| c.gdt_frames[0] = 1,
+        |c| c.gdt_ents = 14 * 512 + 1,
+        |c| (c.ldt_base, c.ldt_ents) = (0x1008, 4),
+        |c| c.ctrlreg[3] = 0x5000,
+        |c| c.ctrlreg[1] = 0x5000,
+    ];
+    let mut m = machine();
+    for (number, spoil) in bad.iter().enumerate() {
+        let mut context = context();
+        spoil(&mut context);
+        write(&m, &context);
+        assert_eq!(op(&mut m, 0, VcpuOp::INITIALISE, 1), Err(Errno::EINVAL), "{number}");
+        assert_eq!(m.dom.vcpus[1].stage(), Stage::New);
+    }
+    let bad = vcpu_op(&mut m.cx(), VcpuOp::INITIALISE.0.into(), 1, va(63).0);
+    assert_eq!(bad, Err(Errno::EFAULT));
+    write(&m, &context());
+    assert_eq!(op(&mut m, 0, VcpuOp::INITIALISE, 1), ret(0));
+}
+
+/// A page table that went between initialise and up ends the domain, not ring 0.
+#[test]
+fn a_page_table_that_went() {
+    let mut m = machine();
+    assert_eq!(op(&mut m, 0, VcpuOp::INITIALISE, 1), ret(0));
+    assert!(m.plat.release_frame(mfn(L4)));
+    assert_eq!(op(&mut m, 0, VcpuOp::UP, 1), ret(0));
+    assert!(m.take_over(1));
+    let end = catch_shutdown(|| enter(&mut m.cx_of(1)));
+    assert_eq!(end, Err(Shutdown::DomainCrash("a vCPU's page table is gone")));
+}
+
+fn up(m: &mut Machine) {
+    assert_eq!(op(m, 0, VcpuOp::INITIALISE, 1), ret(0));
+    assert_eq!(op(m, 0, VcpuOp::UP, 1), ret(0));
+    assert!(m.take_over(1));
+    enter(&mut m.cx_of(1));
+    m.plat.calls();
+}
+
+fn wake<'a>(m: &'a mut Machine) -> Option<i64> {
+    let mut cx: Ctx<'a, FakePlatform> = m.cx_of(1);
+    sched::wake_check(&mut cx)
+}
+
+#[test]
+fn down_and_up_again() {
+    let mut m = machine();
+    up(&mut m);
+    assert_eq!(op(&mut m, 1, VcpuOp::DOWN, 1), Ok(Outcome::Block));
+    assert!(m.plat.calls().contains(&Call::LeaveGuestTables));
+    assert_eq!(m.dom.vcpus[1].l4.load(Ordering::SeqCst), u64::MAX, "no flush waits for it");
+    assert_eq!(op(&mut m, 0, VcpuOp::IS_UP, 1), ret(0));
+    m.dom.shared_info.vcpu_info[1].evtchn_upcall_pending.store(1, Ordering::SeqCst);
+    assert_eq!(wake(&mut m), None, "events do not wake it");
+    assert_eq!(op(&mut m, 0, VcpuOp::UP, 1), ret(0));
+    assert_eq!(kicks(&m), 1);
+    assert_eq!(wake(&mut m), Some(0));
+    assert!(m.plat.calls().contains(&Call::LoadCr3(mfn(L4))));
+    assert_eq!(m.dom.vcpus[1].l4.load(Ordering::SeqCst), mfn(L4).0);
+}
+
+#[test]
+fn put_down_by_another() {
+    let mut m = machine();
+    up(&mut m);
+    assert!(!put_down(&mut m.cx_of(1)));
+    assert_eq!(op(&mut m, 0, VcpuOp::DOWN, 1), ret(0));
+    assert_eq!(kicks(&m), 1);
+    assert!(put_down(&mut m.cx_of(1)));
+    assert_eq!(wake(&mut m), None);
+    // The last one turns the domain off.
+    let end = catch_shutdown(|| op(&mut m, 0, VcpuOp::DOWN, 0));
+    assert_eq!(end, Err(Shutdown::Poweroff));
+}
+
+#[test]
+fn what_is_asked_of_another() {
+    let mut m = machine();
+    // Before it is up nobody is kicked, and nothing is lost.
+    m.plat.poke(va(CONTEXT), va(40).0);
+    assert_eq!(op(&mut m, 0, VcpuOp::REGISTER_RUNSTATE_MEMORY_AREA, 1), ret(0));
+    assert_eq!(kicks(&m), 0);
+    write(&m, &context());
+    up(&mut m);
+    assert_ne!(m.plat.peek(va(40).add(8)), 0, "the area has an entry time");
+    let nmi = vcpu_op(&mut m.cx(), VcpuOp::SEND_NMI.0.into(), 1, 0);
+    assert_eq!((nmi, kicks(&m)), (ret(0), 1));
+    m.plat.poke(va(CONTEXT), 5_000_000);
+    assert_eq!(op(&mut m, 0, VcpuOp::SET_PERIODIC_TIMER, 1), ret(0));
+    requests::take(&mut m.cx_of(1));
+    assert!(m.vcpus[1].nmi.pending);
+    let calls = m.plat.calls();
+    assert!(calls.iter().any(|call| matches!(call, Call::SetTimer(Some(_)))), "{calls:?}");
+    assert_eq!(op(&mut m, 0, VcpuOp::SET_SINGLESHOT_TIMER, 1), Err(Errno::EINVAL));
+    assert_eq!(op(&mut m, 0, VcpuOp::REGISTER_VCPU_INFO, 1), Err(Errno::EINVAL), "it runs");
+    m.plat.state().now_ns += 77;
+    assert_eq!(op(&mut m, 0, VcpuOp::GET_RUNSTATE_INFO, 1), ret(0));
+    assert_eq!(m.plat.peek(va(CONTEXT)) as u32, Runstate::RUNNING.0);
+    assert_eq!(m.plat.peek(va(CONTEXT).add(16)), 77);
+}

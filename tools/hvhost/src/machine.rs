@@ -281,6 +281,7 @@ fn start(
     let mut places = places.into_iter().cycle();
     for (id, mut vcpu) in vcpus.into_iter().enumerate() {
         let (events, ready, place) = (events.clone(), ready.clone(), places.next());
+        let dead = options.dead_cpu.iter().any(|dead| *dead as usize == id);
         let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
@@ -290,6 +291,9 @@ fn start(
                 }
                 ready.wait();
                 ready.wait();
+                while dead {
+                    thread::park();
+                }
                 // The receiver lives until the program ends.
                 let _ = events.send(vcpu.run());
             })

@@ -40,6 +40,9 @@ pub struct Options {
     /// Virtual processors, 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
+    /// A processor that is there and never runs, whatever the guest does to start it.
+    #[arg(long, value_name = "INDEX")]
+    pub dead_cpu: Vec<u32>,
     /// How the kernel is entered.
     #[arg(long, value_enum, default_value = "auto")]
     pub door: Door,

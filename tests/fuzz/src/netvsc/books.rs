@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use hv_abi::netvsc::ppi::PpiType;
 use pv_frontends::net::{Gso, RxCsum, RxHash, RxPacket, RxVerdict, Tag, TxEnd};
 use pv_frontends::netvsc::fake::Sent;
-use pv_frontends::netvsc::{Card, Sink};
+use pv_frontends::netvsc::{Card, Counter, Sink};
 
 /// Where every frame has its number: its sender's address.
 pub(super) const SERIAL: core::ops::Range<usize> = 6..10;
@@ -15,12 +15,49 @@ pub(super) fn serial_of(frame: &[u8]) -> u32 {
     u32::from_le_bytes(frame[SERIAL].try_into().expect("4 bytes"))
 }
 
-/// Headers the host is to change: version 6 of IP or not, where IP's and TCP's begin.
+/// Most bytes behind the Ethernet header that the host cuts up: what is longer comes in pieces.
+const HOST_MOST: usize = 62_780;
+/// TCP's flags of the last segment, and of the first.
+const FIN_PSH: u8 = 9;
+const CWR: u8 = 0x80;
+
+/// Headers the host is to change: version 6 of IP or not, where IP's and TCP's begin; bytes of a
+/// segment's payload.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Large {
     pub(super) is_v6: bool,
     pub(super) l3: usize,
     pub(super) l4: usize,
+    pub(super) mss: usize,
+}
+
+impl Large {
+    /// Bytes of a packet's headers.
+    fn headers(&self, whole: &[u8]) -> usize {
+        self.l4 + usize::from(whole[self.l4 + 12] >> 4) * 4
+    }
+
+    /// The `bytes` bytes of a packet that come behind `before` bytes of payload, as a packet.
+    fn piece(&self, whole: &[u8], before: usize, bytes: usize) -> Vec<u8> {
+        let (l3, l4, headers) = (self.l3, self.l4, self.headers(whole));
+        let end = before + bytes;
+        let is_last = headers + end == whole.len();
+        assert!(bytes > self.mss && bytes + headers - l3 <= HOST_MOST);
+        assert!(is_last || bytes.is_multiple_of(self.mss), "pieces are of whole segments");
+        let mut piece = [&whole[..headers], &whole[headers + before..headers + end]].concat();
+        let add = |field: &mut [u8], by: u32| {
+            let old = field.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
+            let new = old.wrapping_add(by).to_be_bytes();
+            field.copy_from_slice(&new[4 - field.len()..]);
+        };
+        if !self.is_v6 {
+            add(&mut piece[l3 + 4..l3 + 6], (before / self.mss) as u32);
+        }
+        add(&mut piece[l4 + 4..l4 + 8], before as u32);
+        piece[l4 + 13] &= !if is_last { 0 } else { FIN_PSH };
+        piece[l4 + 13] &= !if before == 0 { 0 } else { CWR };
+        piece
+    }
 }
 
 /// A packet the card took.
@@ -36,10 +73,25 @@ pub(super) struct Out {
     pub(super) vlan: Option<u32>,
     pub(super) csum: Option<u32>,
     pub(super) large: Option<(u32, Large)>,
-    /// Channel and transaction it came to the host by.
-    pub(super) seen: Option<(u32, u64)>,
-    /// What the host said became of it.
-    pub(super) answer: Option<bool>,
+    /// Channel and transactions it came to the host by: one, but for pieces.
+    pub(super) seen: Vec<(u32, u64)>,
+    /// Bytes of payload of those pieces.
+    pub(super) in_pieces: usize,
+    /// What the host said became of it, or of each.
+    pub(super) answers: Vec<bool>,
+}
+
+impl Out {
+    /// It comes in pieces; not all of them, maybe.
+    fn is_cut(&self) -> bool {
+        self.large.is_some_and(|(_, large)| self.bytes.len() - large.l3 > HOST_MOST)
+    }
+
+    /// Not all of its pieces came.
+    fn is_short(&self) -> bool {
+        let payload = |large: Large| self.bytes.len() - large.headers(&self.bytes);
+        self.is_cut() && self.large.is_some_and(|(_, large)| self.in_pieces < payload(large))
+    }
 }
 
 /// A packet on its way to the guest.
@@ -82,6 +134,10 @@ pub(super) struct Books {
     /// A channel went, or may have.
     pub(super) may_lose: bool,
     pub(super) counts: BTreeMap<u32, Counts>,
+    /// Packets of which pieces are missing.
+    pub(super) cut_short: u64,
+    /// As cards counted them that are gone.
+    pub(super) cut_short_before: u64,
     /// Pages of the pool that are free.
     pub(super) free: Vec<usize>,
     pub(super) received: usize,
@@ -98,11 +154,12 @@ impl Books {
             Some(out) => out,
             None => self.lost.get_mut(&serial).expect("a frame nobody sent, or that is answered"),
         };
-        assert_eq!(out.seen, None, "a frame is sent once");
-        out.seen = Some((sent.channel, sent.id));
+        assert!(out.seen.is_empty() || out.is_cut(), "a frame is sent once");
+        out.seen.push((sent.channel, sent.id));
         assert_eq!(out.is_copied, sent.copied);
         let last = self.last.insert((out.queue, sent.channel), serial);
-        assert!(last.is_none_or(|last| last < serial), "frames of a queue stay in order");
+        let is_next = |last| last < serial || last == serial && out.seen.len() > 1;
+        assert!(last.is_none_or(is_next), "frames of a queue stay in order");
         let info =
             |kind: PpiType| sent.infos.iter().find(|info| info.0 == kind.0).map(|info| info.1);
         assert_eq!(info(PpiType::HASH_VALUE), out.hash);
@@ -112,7 +169,12 @@ impl Books {
         match (info(PpiType::LARGE_SEND), out.large) {
             (Some(value), Some((word, large))) => {
                 assert_eq!((value, info(PpiType::CHECKSUM)), (word, None));
-                // What is not the same for all pieces.
+                if out.is_cut() {
+                    let bytes = sent.bytes.len() - large.headers(&out.bytes);
+                    wanted = large.piece(&out.bytes, out.in_pieces, bytes);
+                    out.in_pieces += bytes;
+                }
+                // What is not the same for all segments.
                 let (l3, l4) = (large.l3, large.l4);
                 let lengths = if large.is_v6 { l3 + 4..l3 + 6 } else { l3 + 2..l3 + 4 };
                 let sum = if large.is_v6 { 0..0 } else { l3 + 10..l3 + 12 };
@@ -131,10 +193,10 @@ impl Books {
 
     /// The host answers, or will have.
     pub(super) fn answered(&mut self, transaction: (u32, u64), well: bool) {
-        for out in self.out.values_mut().filter(|out| out.seen == Some(transaction)) {
-            out.answer = Some(well);
+        for out in self.out.values_mut().filter(|out| out.seen.contains(&transaction)) {
+            out.answers.push(well);
         }
-        self.out.retain(|_, out| !(out.is_copied && out.seen == Some(transaction)));
+        self.out.retain(|_, out| !(out.is_copied && out.seen.contains(&transaction)));
     }
 
     /// Forgets what came by lives of channels that are over.
@@ -196,6 +258,7 @@ impl Sink<Arc<Card>> for Notes {
         let mut books = self.books();
         let at = books.cards.iter().position(|known| Arc::ptr_eq(known, card));
         books.cards.remove(at.expect("it was added"));
+        books.cut_short_before += card.count(Counter::TxCutShort);
         assert!(books.out.values().all(|out| out.is_copied), "packets of a card that is gone");
         books.out.clear();
     }
@@ -225,10 +288,14 @@ impl Sink<Arc<Card>> for Notes {
         let out = books.out.remove(&(tag.0 as u32)).expect("a packet ends once");
         assert!(!out.is_copied && (queue == out.queue || queue == 0));
         if !books.is_lying {
+            let books = &mut *books;
             match end {
                 TxEnd::Lost => assert!(books.may_lose, "lost without a reason"),
-                TxEnd::Sent => assert_eq!(out.answer, Some(true)),
-                TxEnd::Refused => assert_eq!(out.answer, Some(false)),
+                TxEnd::Sent | TxEnd::Refused => {
+                    assert!(!out.seen.is_empty() && out.answers.len() == out.seen.len());
+                    assert_eq!(out.answers.iter().all(|well| *well), end == TxEnd::Sent);
+                    books.cut_short += u64::from(out.is_short());
+                }
             }
         }
         books.free.push(out.page);

@@ -372,7 +372,10 @@ impl World {
         self.run();
         self.purge();
         let mut books = self.notes.books();
-        for card in self.driver.cards() {
+        let cards = self.driver.cards();
+        let cut_short: u64 = cards.iter().map(|card| card.count(Counter::TxCutShort)).sum();
+        assert!(books.cut_short <= books.cut_short_before + cut_short, "pieces are missing");
+        for card in cards {
             let counts = books.counts.entry(card.number()).or_default();
             let count = |counter| card.count(counter);
             assert_eq!(counts.tx, (count(Counter::TxPackets), count(Counter::TxBytes)));
@@ -487,6 +490,11 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let older =
         [&[0x0b, 0x49, 0x40, 0x53], &[3][..], send, receive, wait, done, &[0x2d, 3], send].concat();
     let small = [&[0x84, 0x85, 3, 2], &[3][..], send, done, receive, &[0x3b, 40, 3, 0x0f]].concat();
+    // Longer than the host segments: in two pieces. The second is refused.
+    let mut long = vec![0x00, 5, 0, 181, 0, 0x80 | 18];
+    long.extend([0, 0xff].repeat(18));
+    let two = [&[0, 0, 0, 0x0f, 3][..], &long, &long, &[2, 3, 5, 0, 0x15, 0, 3, 5, 0]].concat();
+    let two = [&two[..], &long, &[0x2d], &long, &[2, 3, 5, 0, 5, 0, 0x0f], receive].concat();
     // One answer after the other; some of them wrong.
     let mut slow = vec![0, 0, 0, 0x8f];
     slow.extend([4; 24]);
@@ -498,7 +506,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     lies.extend([0x38, 0, 11, 1, 0, 0, 0, 0, 0, 0, 0, 0, 4, 108, 0, 0, 0, 0x2d, 3]);
     lies.extend(send);
     lies.extend([0x3e, 0x0c, 0x9c, 3, 0x5e, 0x1d, 0x2d, 3, 0x1e, 3, 0x0e, 0xcc]);
-    vec![plain, several, older, small, slow, lies]
+    vec![plain, several, older, small, two, slow, lies]
 }
 
 #[cfg(test)]

@@ -137,8 +137,8 @@ impl World {
         let count = if count & 0x80 != 0 { count & 0x3f } else { count & 3 };
         for _ in 0..count {
             let shape = usize::from(input.half());
-            let at = (shape & 0xff) * 8;
-            fragments.push(fragment(&self.pool[shape % PATTERNS], at, 1 + (shape >> 8) * 7));
+            let at = (shape & 0xff) * 2;
+            fragments.push(fragment(&self.pool[shape % PATTERNS], at, 1 + (shape >> 8) * 14));
         }
         let mut bytes = Vec::new();
         for fragment in &fragments {
@@ -173,11 +173,21 @@ impl World {
         counts.tx = (counts.tx.0 + 1, counts.tx.1 + bytes.len() as u64);
         let (csum, large) = told(csum, gso);
         let vlan = vlan.map(|tci| Vlan::from_tci(tci).0);
-        let (seen, answer) = (None, None);
-        books.out.insert(
-            serial,
-            Out { queue, bytes, is_copied, page, hash, vlan, csum, large, seen, answer },
-        );
+        let (seen, in_pieces, answers) = (Vec::new(), 0, Vec::new());
+        let out = Out {
+            queue,
+            bytes,
+            is_copied,
+            page,
+            hash,
+            vlan,
+            csum,
+            large,
+            seen,
+            in_pieces,
+            answers,
+        };
+        books.out.insert(serial, out);
     }
 
     /// The host sends packets, as it should.
@@ -299,7 +309,7 @@ fn told(csum: TxCsum, gso: Option<Gso>) -> (Option<u32>, Option<(u32, Large)>) {
     };
     let large = gso.map(|gso| {
         let word = LargeSend::v2(u32::from(gso.mss), l4, is_v6).0;
-        (word, Large { is_v6, l3: l3.into(), l4: l4.into() })
+        (word, Large { is_v6, l3: l3.into(), l4: l4.into(), mss: gso.mss.into() })
     });
     (Some(word), large)
 }

@@ -9,6 +9,7 @@ mod block;
 mod disk;
 mod gnttab;
 mod input;
+mod netif;
 mod netvsc;
 mod ring;
 mod scsi;
@@ -86,10 +87,11 @@ impl Target {
 }
 
 /// All targets.
-pub static TARGETS: [Target; 16] = [
+pub static TARGETS: [Target; 17] = [
     target("vmbus_ring", ring::vmbus_ring, ring::seeds, 4096).required(),
     target("storvsc", storvsc::storvsc, storvsc::seeds, 2048).required(),
     target("blkif", blkif::blkif, blkif::seeds, 2048).required(),
+    target("netif", netif::netif, netif::seeds, 2048).required(),
     target("netvsc", netvsc::netvsc, netvsc::seeds, 2048).required(),
     target("xenstore", xenstore::xenstore, xenstore::seeds, 1024).required().words(xenstore::WORDS),
     target("gnttab", gnttab::gnttab, gnttab::seeds, 2048).required(),

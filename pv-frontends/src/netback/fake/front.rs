@@ -306,6 +306,11 @@ impl Front {
         (answers, nulls)
     }
 
+    /// Where the page is to be that a grant brings.
+    fn place_of(gref: u32) -> u64 {
+        1000 + u64::from(gref)
+    }
+
     /// Gives the backend pages to fill.
     pub fn post(&mut self, w: &mut World, count: usize) {
         for _ in 0..count {
@@ -318,7 +323,7 @@ impl Front {
             let gref = if self.features.flip {
                 assert!(w.plat().release_frame(page));
                 w.machine.dom.nr_pages.fetch_sub(1, Relaxed);
-                w.grant_as(1000 + u64::from(place), gtf::ACCEPT_TRANSFER)
+                w.grant_as(Self::place_of(w.next_grant()), gtf::ACCEPT_TRANSFER)
             } else {
                 w.grant(page, false)
             };
@@ -340,16 +345,20 @@ impl Front {
         }
     }
 
+    /// The page a response is about: from now on there is room for another at its place.
+    fn take(&mut self, place: u32) -> Buffer {
+        self.posted[place as usize].take().expect("a response where none is due")
+    }
+
     /// The page of a response that is done with; its contents.
-    fn finish(&mut self, w: &mut World, place: u32) -> Vec<u8> {
-        let buffer = self.posted[place as usize].take().expect("a response where none is due");
+    fn finish(&self, w: &mut World, buffer: Buffer) -> Vec<u8> {
         let mut page = buffer.page;
         if self.features.flip {
             let entry = w.entry_of(buffer.gref);
             let done = gtf::ACCEPT_TRANSFER | gtf::TRANSFER_COMMITTED | gtf::TRANSFER_COMPLETED;
             assert_eq!(entry as u16, done);
             page = Mfn(entry >> 32);
-            assert_eq!(w.plat().m2p(page), Some(Pfn(1000 + u64::from(place))));
+            assert_eq!(w.plat().m2p(page), Some(Pfn(Self::place_of(buffer.gref))));
         }
         let bytes = page_bytes(w.words(page));
         w.end_access(buffer.gref);
@@ -370,7 +379,7 @@ impl Front {
                 other => panic!("invalid extra type {other:?}"),
             }
             // Its page goes into the ring again, unused.
-            let buffer = self.posted[place as usize].take().expect("a page");
+            let buffer = self.take(place);
             assert!(!w.in_use(buffer.gref));
             self.repost(w, buffer);
             if extra.flags & EXTRA_FLAG_MORE == 0 {
@@ -387,18 +396,23 @@ impl Front {
             if response.flags & rxf::GSO_PREFIX != 0 {
                 got.prefix = Some(response.offset);
                 let slots = response.status.0;
-                let buffer = self.posted[place as usize].take().expect("a page");
+                let buffer = self.take(place);
                 self.repost(w, buffer);
                 (place, response) = self.rx.get(w).expect("need more slots");
                 got.flags = response.flags;
                 assert!(slots > 1);
             }
+            let mut buffer = self.take(place);
             if response.flags & rxf::EXTRA_INFO != 0 {
                 self.extras(w, &mut got);
             }
             loop {
                 assert_eq!(u32::from(response.id), place, "responses are where requests were");
-                let page = self.finish_or_repost(w, place, response.status, &mut got);
+                got.failed |= response.status.0 < 0;
+                let page = match response.status.0 {
+                    ..0 => self.failed(w, buffer),
+                    0.. => self.finish(w, buffer),
+                };
                 let (offset, size) = (usize::from(response.offset), response.status.0.max(0));
                 let end = offset + size as usize;
                 assert!(end <= 4096);
@@ -411,6 +425,7 @@ impl Front {
                     break;
                 }
                 (place, response) = self.rx.get(w).expect("need more slots");
+                buffer = self.take(place);
                 got.slots += 1;
             }
             assert!(got.slots <= NR_SLOTS_MIN, "too many slots");
@@ -419,18 +434,8 @@ impl Front {
         all
     }
 
-    fn finish_or_repost(
-        &mut self,
-        w: &mut World,
-        place: u32,
-        status: NetifStatus,
-        got: &mut Got,
-    ) -> Vec<u8> {
-        if status.0 >= 0 {
-            return self.finish(w, place);
-        }
-        got.failed = true;
-        let buffer = self.posted[place as usize].take().expect("a page");
+    /// The page of a response that says there is nothing in it.
+    fn failed(&self, w: &mut World, buffer: Buffer) -> Vec<u8> {
         if self.features.flip {
             w.machine.dom.nr_pages.fetch_add(1, Relaxed);
         } else {

@@ -104,6 +104,7 @@ pub struct World {
     frames: u64,
     free_pages: Vec<u64>,
     free_grefs: Vec<u32>,
+    last_gref: u32,
     /// Bytes of an entry of the grant table.
     entry_bytes: u64,
     buffer: Vec<RxPage>,
@@ -148,6 +149,7 @@ impl World {
             frames,
             free_pages: (FIRST_FREE..frames).rev().collect(),
             free_grefs: GREFS.rev().collect(),
+            last_gref: 0,
             entry_bytes: 8,
             buffer,
             bounce,
@@ -204,9 +206,15 @@ impl World {
         self.plat().peek(self.entry(gref))
     }
 
+    /// The grant that is made next.
+    pub fn next_grant(&self) -> u32 {
+        *self.free_grefs.last().expect("a free grant")
+    }
+
     /// Makes an entry of a frame number and flags, for domain 0.
     pub fn grant_as(&mut self, frame: u64, flags: u16) -> u32 {
         let gref = self.free_grefs.pop().expect("a free grant");
+        self.last_gref = gref;
         if self.entry_bytes == 16 {
             self.plat().poke(self.entry(gref).add(8), frame);
             self.plat().poke(self.entry(gref), flags.into());
@@ -216,9 +224,9 @@ impl World {
         gref
     }
 
-    /// The grant made last, if none was given back since.
+    /// The grant made last.
     pub fn last_grant(&self) -> u32 {
-        self.free_grefs.last().expect("some are free") - 1
+        self.last_gref
     }
 
     pub fn grant(&mut self, page: Mfn, read_only: bool) -> u32 {

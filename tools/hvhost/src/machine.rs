@@ -291,8 +291,10 @@ fn start(
                 }
                 ready.wait();
                 ready.wait();
-                while dead {
-                    thread::park();
+                if dead {
+                    loop {
+                        thread::park();
+                    }
                 }
                 // The receiver lives until the program ends.
                 let _ = events.send(vcpu.run());

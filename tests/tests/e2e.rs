@@ -30,6 +30,8 @@ use std::time::Duration;
 
 #[path = "e2e/disk.rs"]
 mod disk;
+#[path = "e2e/smp.rs"]
+mod smp;
 
 const MEMORY_MIB: u64 = 512;
 /// The whole stress program takes a minute and a half on a quiet two-core machine, emulated twice.
@@ -95,12 +97,16 @@ fn main() -> ExitCode {
 
 type Test = fn(&mut Lab, &str, &[String]) -> Result<()>;
 
-const TESTS: [(&str, Test); 5] = [
+const TESTS: [(&str, Test); 9] = [
     ("stress", stress),
     ("timers", timers),
     ("reboot", reboot),
     ("crash", crash),
     ("shell", shell),
+    ("smp-2", smp::two),
+    ("smp-4", smp::four),
+    ("smp-fewer", smp::fewer),
+    ("smp-missing", smp::missing),
 ];
 const NATIVE: [(&str, Test); 5] = [
     ("detect", native_detect),
@@ -117,6 +123,15 @@ fn list(variable: &str, separator: &str) -> Option<Vec<String>> {
     let value = std::env::var(variable).ok().filter(|v| !v.is_empty())?;
     Some(value.split(separator).map(|s| s.trim().to_owned()).collect())
 }
+
+/// Features that matter to guests of several processors.
+const OF_PROCESSORS: HvFeatures = HvFeatures::HYPERCALL
+    .union(HvFeatures::VP_INDEX)
+    .union(HvFeatures::SYNIC)
+    .union(HvFeatures::APIC_ASSIST)
+    .union(HvFeatures::TLB_FLUSH)
+    .union(HvFeatures::IPI)
+    .union(HvFeatures::EX_MASKS);
 
 /// Host features withheld together.
 struct Set {
@@ -154,6 +169,7 @@ impl Set {
             (_, None) => true,
             ("reboot", Some(feature)) => feature == HvFeatures::RESET,
             ("crash", Some(feature)) => feature == HvFeatures::CRASH,
+            ("smp-2", Some(feature)) => OF_PROCESSORS.contains(feature),
             _ => false,
         }
     }
@@ -286,9 +302,21 @@ impl Lab {
         without: &[String],
         test: &str,
     ) -> Result<(Outcome, Transcript)> {
+        self.guest_on(spec, without, test, 1)
+    }
+
+    /// The same with several processors.
+    fn guest_on(
+        &mut self,
+        spec: &str,
+        without: &[String],
+        test: &str,
+        cpus: u32,
+    ) -> Result<(Outcome, Transcript)> {
         let append = format!("console=hvc0 quiet panic=-1 pontoon_test={test}");
         let mut machine = self.machine(spec, &append, true)?;
         machine.without = without.to_vec();
+        machine.cpus = cpus;
         let outcome = self.run(&machine, &Input::default(), &mut |_| {})?;
         let transcript = Transcript::of(&outcome);
         Ok((outcome, transcript))
@@ -328,6 +356,11 @@ fn stressed(lab: &mut Lab, spec: &str, without: &[String], test: &str) -> Result
     let (outcome, transcript) = lab.guest(spec, without, test)?;
     ended(&outcome, &transcript, Status::POWER_OFF)?;
     is_pv(&transcript)?;
+    complaints(lab, spec, &transcript)
+}
+
+/// Nothing failed, and the kernel says nothing that it does not say under Xen.
+fn complaints(lab: &mut Lab, spec: &str, transcript: &Transcript) -> Result<()> {
     let complaints: Vec<_> = transcript.text.lines().filter(|l| !l.starts_with("ok ")).collect();
     ensure!(
         transcript.mark("stress") == Some("0"),

@@ -24,6 +24,7 @@ mod interrupts;
 mod memory;
 mod privileged;
 mod process;
+mod processors;
 mod protect;
 mod segments;
 mod signals;
@@ -52,6 +53,7 @@ fn checks() -> Vec<Check> {
         compat::CHECKS,
         time::CHECKS,
         sync::CHECKS,
+        processors::CHECKS,
     ]
     .concat()
 }

@@ -1,0 +1,58 @@
+//! Guests of several processors.
+
+use anyhow::{Context, Result, ensure};
+use pontoon::host::Input;
+use pontoon::outcome::Status;
+
+use crate::{Lab, Transcript, complaints, ended, is_pv};
+
+/// The checks whose subject is processors, threads, and what interrupts and timers do between them.
+const PART: &str = "stress:processors,threads,futex,eventfd,nanosleep,sleepers,thread_signals,fork";
+
+/// Two processors.
+pub fn two(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    on(lab, spec, without, 2)
+}
+
+/// Four.
+pub fn four(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    on(lab, spec, without, 4)
+}
+
+fn on(lab: &mut Lab, spec: &str, without: &[String], cpus: u32) -> Result<()> {
+    let (outcome, transcript) = lab.guest_on(spec, without, PART, cpus)?;
+    ended(&outcome, &transcript, Status::POWER_OFF)?;
+    is_pv(&transcript)?;
+    let found: u32 = transcript.mark("cpus").context("no processors")?.parse()?;
+    ensure!(found == cpus, "{found} processors of {cpus}");
+    complaints(lab, spec, &transcript)
+}
+
+/// `pontoon.max_vcpus` leaves processors out.
+pub fn fewer(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    let test = "none pontoon.max_vcpus=2";
+    let (outcome, transcript) = lab.guest_on(spec, without, test, 3)?;
+    ended(&outcome, &transcript, Status::POWER_OFF)?;
+    ensure!(transcript.mark("cpus") == Some("2"), "processors: {:?}", transcript.mark("cpus"));
+    Ok(())
+}
+
+/// A machine with more processors than answer: the guest comes up with the others.
+pub fn missing(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    if std::env::var("PONTOON_E2E_UNDER").is_ok_and(|under| under == "qemu") {
+        // Only hvhost has such processors.
+        return Ok(());
+    }
+    let append = "console=hvc0 quiet panic=-1 pontoon_test=none";
+    let mut machine = lab.machine(spec, append, true)?;
+    machine.without = without.to_vec();
+    machine.cpus = 3;
+    machine.more = vec!["--dead-cpu".into(), "1".into()];
+    let outcome = lab.run(&machine, &Input::default(), &mut |_| {})?;
+    let transcript = Transcript::of(&outcome);
+    ended(&outcome, &transcript, Status::POWER_OFF)?;
+    let said = transcript.text.contains("APIC id 1 does not start");
+    ensure!(said, "nothing is said about the one that is missing:\n{}", transcript.tail());
+    ensure!(transcript.mark("cpus") == Some("2"), "processors: {:?}", transcript.mark("cpus"));
+    Ok(())
+}

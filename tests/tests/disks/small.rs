@@ -24,8 +24,9 @@ const MIB: usize = 1 << 20;
 type Test = fn(&mut Lab, &str) -> Result<()>;
 
 /// The tests every kernel has.
-pub const TESTS: [(&str, Test); 6] = [
+pub const TESTS: [(&str, Test); 7] = [
     ("fio", fio),
+    ("fio-4", fio_on_four),
     ("faults", faults),
     ("plug", plug),
     ("power", power::cuts),
@@ -102,12 +103,22 @@ pub fn mark<'a>(transcript: &'a Transcript, name: &str) -> Result<&'a str> {
 
 /// Data written in every size, order and depth are read back as they were.
 fn fio(lab: &mut Lab, spec: &str) -> Result<()> {
+    fio_on(lab, spec, 1)
+}
+
+/// The same on four processors, with a queue for each.
+fn fio_on_four(lab: &mut Lab, spec: &str) -> Result<()> {
+    fio_on(lab, spec, 4)
+}
+
+fn fio_on(lab: &mut Lab, spec: &str, cpus: u32) -> Result<()> {
     let tools = lab.file("tools.img")?;
     parts::program_disk(&tools, "/usr/bin/fio")?;
     let data = blank(lab, "data.img", 128 * MIB)?;
     let large = blank(lab, "large.img", 64 * MIB)?;
     let mut machine = guest(lab, spec, "fio")?;
     machine.memory_mib = 1024;
+    machine.cpus = cpus;
     machine.stats = true;
     machine.disks = vec![disk(&tools, ",ro"), disk(&data, ""), disk(&large, ",sector=4096")];
     let transcript = good(lab, &machine)?;

@@ -15,7 +15,7 @@ use xen_abi::vcpu::{
 use xen_abi::{Errno, GuestVa, MachineAddr, Mfn, PAGE_SIZE};
 
 use crate::Ctx;
-use crate::domain::{Stage, VcpuShared};
+use crate::domain::VcpuShared;
 use crate::evtchn::{self, Here};
 use crate::outcome::{HcResult, efault, ret};
 use crate::platform::Platform;
@@ -132,8 +132,8 @@ fn other_vcpu<P: Platform>(
         }
         VcpuOp::REGISTER_VCPU_INFO => {
             let op: VcpuRegisterVcpuInfo = cx.plat.read_guest(at).map_err(efault)?;
-            // The vCPU looks where it is when it goes up for the first time.
-            if target.online.load(Ordering::SeqCst) || target.stage() != Stage::New {
+            // The vCPU looks where it is when it goes up.
+            if target.online.load(Ordering::SeqCst) {
                 return Err(Errno::EINVAL);
             }
             let new = register_vcpu_info(cx, target, id, &op)?;

@@ -319,6 +319,14 @@ fn go_down<P: Platform>(cx: &mut Ctx<'_, P>) {
 
 /// The vCPU, which was down, is up again.
 pub(crate) fn come_back<P: Platform>(cx: &mut Ctx<'_, P>) {
+    if let Some(info) = shared(cx.dom, cx.vcpu.id).and_then(|shared| *shared.info.lock())
+        && !core::ptr::eq(info, cx.vcpu.entry.info)
+    {
+        // It was moved meanwhile. What this vCPU's own timers raised since is marked in the old place.
+        cx.vcpu.entry.info = info;
+        info.evtchn_pending_sel.store(u64::MAX, Ordering::SeqCst);
+        info.evtchn_upcall_pending.store(1, Ordering::SeqCst);
+    }
     if !load_tables(cx, cx.vcpu.mmu.l4) {
         cx.plat.shutdown(Shutdown::DomainCrash("a vCPU's page table is gone"), None);
     }

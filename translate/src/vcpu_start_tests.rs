@@ -155,6 +155,24 @@ fn down_and_up_again() {
     assert_eq!(m.dom.vcpus[1].l4.load(Ordering::SeqCst), mfn(L4).0);
 }
 
+/// A vCPU that is down can be given another place for its `vcpu_info`, and misses nothing.
+#[test]
+fn vcpu_info_of_one_that_is_down() {
+    let mut m = machine();
+    up(&mut m);
+    assert_eq!(op(&mut m, 1, VcpuOp::DOWN, 1), Ok(Outcome::Block));
+    m.plat.poke(va(CONTEXT), mfn(41).0);
+    m.plat.poke(va(CONTEXT).add(8), 128);
+    assert_eq!(op(&mut m, 0, VcpuOp::REGISTER_VCPU_INFO, 1), ret(0));
+    assert_eq!(op(&mut m, 0, VcpuOp::REGISTER_VCPU_INFO, 1), Err(Errno::EINVAL), "once");
+    let new = (*m.dom.vcpus[1].info.lock()).unwrap();
+    assert_eq!(new.evtchn_upcall_pending.swap(0, Ordering::SeqCst), 1);
+    assert_eq!(op(&mut m, 0, VcpuOp::UP, 1), ret(0));
+    assert_eq!(wake(&mut m), Some(0));
+    assert!(core::ptr::eq(m.vcpus[1].entry.info, new));
+    assert_eq!(new.evtchn_upcall_pending.load(Ordering::SeqCst), 1);
+}
+
 #[test]
 fn put_down_by_another() {
     let mut m = machine();

@@ -108,6 +108,8 @@ pub fn detect(without: impl Fn(&str) -> bool) -> Option<&'static Enlightenments>
     let hypercall = has(Privileges::ACCESS_HYPERCALL_MSRS, "hypercall");
     let synic = has(Privileges::ACCESS_SYNIC_REGS, "synic");
     let stimer = has(Privileges::ACCESS_SYNTHETIC_TIMER_REGS, "stimer");
+    let vp_index = has(Privileges::ACCESS_VP_INDEX, "vp-index");
+    let names_processors = hypercall && vp_index;
     Some(HV.call_once(|| Enlightenments {
         ref_count: has(Privileges::ACCESS_PARTITION_REFERENCE_COUNTER, "ref-count"),
         ref_tsc: has(Privileges::ACCESS_PARTITION_REFERENCE_TSC, "ref-tsc"),
@@ -121,15 +123,18 @@ pub fn detect(without: impl Fn(&str) -> bool) -> Option<&'static Enlightenments>
         hypercall,
         tsc_invariant: has(Privileges::ACCESS_TSC_INVARIANT_CONTROLS, "tsc-invariant"),
         reenlightenment: has(Privileges::ACCESS_REENLIGHTENMENT_CONTROLS, "reenlightenment"),
-        vp_index: has(Privileges::ACCESS_VP_INDEX, "vp-index"),
+        vp_index,
         vp_runtime: has(Privileges::ACCESS_VP_RUN_TIME_REG, "vp-runtime"),
         reset: has(Privileges::ACCESS_RESET_REG, "reset"),
         apic: has(Privileges::ACCESS_INTR_CTRL_REGS, "apic-assist"),
         crash: features.contains(Features::GUEST_CRASH_MSRS) && !without("crash"),
-        remote_flush: hypercall
+        // Their inputs name processors by VP index.
+        remote_flush: names_processors
             && hints.contains(Recommendations::REMOTE_TLB_FLUSH)
             && !without("tlbflush"),
-        cluster_ipi: hypercall && hints.contains(Recommendations::CLUSTER_IPI) && !without("ipi"),
+        cluster_ipi: names_processors
+            && hints.contains(Recommendations::CLUSTER_IPI)
+            && !without("ipi"),
         ex_masks: hints.contains(Recommendations::EX_PROCESSOR_MASKS) && !without("ex-masks"),
         start_vp: hypercall && has(Privileges::START_VIRTUAL_PROCESSOR, "start-vp"),
         spin_limit,

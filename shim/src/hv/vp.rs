@@ -18,6 +18,17 @@ use super::{VP_INDEX, get};
 /// Banks of 64 processors there can be a processor of ours in.
 const BANKS: usize = 64;
 
+/// The virtual processors of vCPUs as one word, where all have indices below 64.
+fn mask_of(mut vcpus: u64) -> Option<u64> {
+    let mut mask = 0;
+    while vcpus != 0 {
+        let index = VP_INDEX[vcpus.trailing_zeros() as usize].load(Ordering::Relaxed);
+        mask |= 1u64.checked_shl(index)?;
+        vcpus &= vcpus - 1;
+    }
+    Some(mask)
+}
+
 /// A set of processors as hypercalls name it: which banks of 64, and their words in order.
 struct Set {
     banks: u64,
@@ -41,11 +52,6 @@ impl Set {
             set.used += 1;
         }
         Some(set)
-    }
-
-    /// The set as one word, where all its indices are below 64.
-    fn mask(&self) -> Option<u64> {
-        (self.banks <= 1).then_some(self.words[0])
     }
 
     fn words(&self) -> &[u64] {
@@ -73,14 +79,16 @@ fn with_banks<T: IntoBytes + Immutable>(
 /// Interrupts vCPUs by the host's hypercall. `false` where it does not offer that.
 pub fn send_ipi(vcpus: u64, vector: u8) -> bool {
     let Some(hv) = get().filter(|hv| hv.cluster_ipi) else { return false };
-    let Some(set) = Set::of(vcpus) else { return false };
-    if let Some(mask) = set.mask() {
+    if let Some(mask) = mask_of(vcpus) {
         let code = CallCode::SEND_SYNTHETIC_CLUSTER_IPI;
         return super::fast_hypercall(code, u64::from(vector), mask).ok().is_ok();
     }
-    if !hv.ex_masks {
-        return false;
-    }
+    hv.ex_masks && send_ipi_ex(vcpus, vector)
+}
+
+#[cold]
+fn send_ipi_ex(vcpus: u64, vector: u8) -> bool {
+    let Some(set) = Set::of(vcpus) else { return false };
     let header = SendSyntheticClusterIpiEx {
         vector: vector.into(),
         target_vtl: 0,
@@ -100,28 +108,31 @@ pub fn send_ipi(vcpus: u64, vector: u8) -> bool {
 /// In all address spaces: a page of the kernel's half is in those of every L4.
 pub fn flush(vcpus: u64, page: Option<GuestVa>) -> bool {
     let Some(hv) = get().filter(|hv| hv.remote_flush) else { return false };
-    let Some(set) = Set::of(vcpus) else { return false };
     let flags = FlushFlags::ALL_VIRTUAL_ADDRESS_SPACES.bits();
-    let mut input = [0; super::INPUT_WORDS];
-    let (words, mut control) = if let Some(processor_mask) = set.mask() {
-        let code = match page {
-            None => CallCode::FLUSH_VIRTUAL_ADDRESS_SPACE,
-            Some(_) => CallCode::FLUSH_VIRTUAL_ADDRESS_LIST,
-        };
-        let header = FlushVirtualAddressSpace { address_space: 0, flags, processor_mask };
-        (with_banks(&mut input, &header, &[]), Control::new(code))
-    } else if hv.ex_masks {
-        let code = match page {
-            None => CallCode::FLUSH_VIRTUAL_ADDRESS_SPACE_EX,
-            Some(_) => CallCode::FLUSH_VIRTUAL_ADDRESS_LIST_EX,
-        };
-        let header = FlushVirtualAddressSpaceEx { address_space: 0, flags, vp_set: set.header() };
-        let control = Control::new(code).with_variable_header(set.used as u16);
-        (with_banks(&mut input, &header, set.words()), control)
-    } else {
-        return false;
+    let Some(processor_mask) = mask_of(vcpus) else {
+        return hv.ex_masks && flush_ex(vcpus, page, flags);
     };
-    let Some(mut words) = words else { return false };
+    let header = FlushVirtualAddressSpace { address_space: 0, flags, processor_mask };
+    let Some(va) = page else {
+        return super::hypercall(CallCode::FLUSH_VIRTUAL_ADDRESS_SPACE, &header).ok().is_ok();
+    };
+    let FlushVirtualAddressSpace { address_space, flags, processor_mask } = header;
+    let input = [address_space, flags, processor_mask, GvaRange::new(va.0, 1).0];
+    let control = Control::new(CallCode::FLUSH_VIRTUAL_ADDRESS_LIST).with_reps(1, 0);
+    super::hypercall_with(control, input.as_bytes()).ok().is_ok()
+}
+
+#[cold]
+fn flush_ex(vcpus: u64, page: Option<GuestVa>, flags: u64) -> bool {
+    let Some(set) = Set::of(vcpus) else { return false };
+    let code = match page {
+        None => CallCode::FLUSH_VIRTUAL_ADDRESS_SPACE_EX,
+        Some(_) => CallCode::FLUSH_VIRTUAL_ADDRESS_LIST_EX,
+    };
+    let header = FlushVirtualAddressSpaceEx { address_space: 0, flags, vp_set: set.header() };
+    let mut control = Control::new(code).with_variable_header(set.used as u16);
+    let mut input = [0; super::INPUT_WORDS];
+    let Some(mut words) = with_banks(&mut input, &header, set.words()) else { return false };
     if let Some(va) = page {
         let Some(word) = input.get_mut(words) else { return false };
         *word = GvaRange::new(va.0, 1).0;

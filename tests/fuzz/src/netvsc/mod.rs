@@ -490,10 +490,11 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let older =
         [&[0x0b, 0x49, 0x40, 0x53], &[3][..], send, receive, wait, done, &[0x2d, 3], send].concat();
     let small = [&[0x84, 0x85, 3, 2], &[3][..], send, done, receive, &[0x3b, 40, 3, 0x0f]].concat();
-    // Longer than the host segments: in two pieces. The second is refused.
+    // Longer than the host segments: in two pieces, of which one is refused.
     let mut long = vec![0x00, 5, 0, 181, 0, 0x80 | 18];
     long.extend([0, 0xff].repeat(18));
-    let two = [&[0, 0, 0, 0x0f, 3][..], &long, &long, &[2, 3, 5, 0, 0x15, 0, 3, 5, 0]].concat();
+    let two =
+        [&[0, 0, 0, 0x0f, 3][..], &long, &long, &[2, 3, 0x15, 0, 5, 0, 5, 0, 0x15, 0, 3]].concat();
     let two = [&two[..], &long, &[0x2d], &long, &[2, 3, 5, 0, 5, 0, 0x0f], receive].concat();
     // One answer after the other; some of them wrong.
     let mut slow = vec![0, 0, 0, 0x8f];

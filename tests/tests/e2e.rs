@@ -97,7 +97,7 @@ fn main() -> ExitCode {
 
 type Test = fn(&mut Lab, &str, &[String]) -> Result<()>;
 
-const TESTS: [(&str, Test); 9] = [
+const TESTS: [(&str, Test); 10] = [
     ("stress", stress),
     ("timers", timers),
     ("reboot", reboot),
@@ -105,6 +105,7 @@ const TESTS: [(&str, Test); 9] = [
     ("shell", shell),
     ("smp-2", smp::two),
     ("smp-4", smp::four),
+    ("smp-ends", smp::ends),
     ("smp-fewer", smp::fewer),
     ("smp-missing", smp::missing),
 ];
@@ -166,6 +167,8 @@ impl Set {
             // They boot, keep time and power off. The full host runs them as part of the stress
             // program.
             ("timers", _) => !self.without.is_empty(),
+            // Without crash registers it ends otherwise, which "crash" looks at.
+            ("smp-ends", None) => self.without.is_empty(),
             (_, None) => true,
             ("reboot", Some(feature)) => feature == HvFeatures::RESET,
             ("crash", Some(feature)) => feature == HvFeatures::CRASH,

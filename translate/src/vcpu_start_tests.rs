@@ -212,3 +212,76 @@ fn what_is_asked_of_another() {
     assert_eq!(m.plat.peek(va(CONTEXT)) as u32, Runstate::RUNNING.0);
     assert_eq!(m.plat.peek(va(CONTEXT).add(16)), 77);
 }
+
+/// Whatever vCPUs do to each other's lives: one that is up has been initialised, one that has run is on
+/// page tables exactly while it is not parked, and nothing panics.
+mod any_order {
+    use super::*;
+    use proptest::prelude::*;
+
+    const VCPUS: u32 = 3;
+
+    /// Whether a vCPU executes the guest's instructions, and so can make hypercalls.
+    fn runs(m: &Machine, id: u32) -> bool {
+        m.vcpus[id as usize].wait == Wait::No
+            && m.dom.vcpus[id as usize].l4.load(SeqCst) != u64::MAX
+    }
+
+    use Ordering::SeqCst;
+
+    fn step(m: &mut Machine, by: u32, cmd: VcpuOp, id: u32) {
+        if runs(m, by) {
+            // The arguments are what the last one left there: good, or of another operation.
+            let _ = op(m, by as usize, cmd, id.into());
+        }
+        for id in 1..VCPUS {
+            let at = id as usize;
+            // What the vCPU's processor does: takes a new one over, looks at kicks, ends waits.
+            if m.dom.vcpus[at].l4.load(SeqCst) == u64::MAX && m.vcpus[at].wait == Wait::No {
+                if m.take_over(id) {
+                    let _ = enter(&mut m.cx_of(at));
+                }
+            } else if m.vcpus[at].wait == Wait::No {
+                requests::take(&mut m.cx_of(at));
+                put_down(&mut m.cx_of(at));
+            } else {
+                let _ = sched::wake_check(&mut m.cx_of(at));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn holds(calls in prop::collection::vec((0..VCPUS, 0u32..15, 0..VCPUS, 0u8..8), 1..60)) {
+            let mut m = Machine::with(64, VCPUS);
+            m.dom.vcpus[0].l4.store(mfn(L4).0, SeqCst);
+            for id in 1..VCPUS {
+                m.make_new(id);
+            }
+            write(&m, &context());
+            for (by, cmd, id, content) in calls {
+                match content {
+                    0..6 => write(&m, &context()),
+                    6 => m.plat.poke(va(CONTEXT), mfn(45).0),
+                    _ => m.plat.poke(va(CONTEXT), u64::MAX),
+                }
+                let ended = catch_shutdown(|| step(&mut m, by, VcpuOp(cmd), id));
+                if let Err(why) = ended {
+                    prop_assert_eq!(why, Shutdown::Poweroff);
+                    return Ok(());
+                }
+                for (vcpu, state) in m.dom.vcpus.iter().zip(&m.vcpus).skip(1) {
+                    let (online, l4) = (vcpu.online.load(SeqCst), vcpu.l4.load(SeqCst));
+                    prop_assert!(!online || vcpu.stage() == Stage::Initialised);
+                    prop_assert_ne!(vcpu.stage(), Stage::Initialising);
+                    if state.wait == Wait::Down {
+                        prop_assert!(!online && l4 == u64::MAX);
+                    }
+                    if online {
+                        prop_assert_eq!(l4, mfn(L4).0);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -28,6 +28,16 @@ fn on(lab: &mut Lab, spec: &str, without: &[String], cpus: u32) -> Result<()> {
     complaints(lab, spec, &transcript)
 }
 
+/// A reboot, and a crash, while other processors run.
+pub fn ends(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    let (outcome, transcript) = lab.guest_on(spec, without, "reboot", 3)?;
+    is_pv(&transcript)?;
+    ended(&outcome, &transcript, Status::RESET)?;
+    let (outcome, transcript) = lab.guest_on(spec, without, "crash", 3)?;
+    is_pv(&transcript)?;
+    ended(&outcome, &transcript, Status::CRASH)
+}
+
 /// `pontoon.max_vcpus` leaves processors out.
 pub fn fewer(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
     let test = "none pontoon.max_vcpus=2";

@@ -296,7 +296,7 @@ fn start_processor(machine: &BootMachine, mut own: Own) -> ! {
     idt::init();
     let vcpus = start_others(machine, &mut own, &options);
     if synic && hv.is_some_and(devices::possible) {
-        devices::start(&options);
+        devices::start(&options, vcpus);
     }
     guest::launch(machine, own, vp_index, vcpus, cmdline, &options)
 }

@@ -214,9 +214,19 @@ unsafe fn wait_for_guest(number: u32, pc: *mut PerCpu) -> ! {
     unsafe { trap::start(pc, regs) }
 }
 
-/// Other processors may look at the domain.
+/// Other processors may look at the domain, and serve devices: what the host has signalled them until
+/// now has not been looked at.
 pub fn domain_is_there(_dom: &'static Domain) {
     DOMAIN.store(true, Ordering::SeqCst);
+    let others = others(0);
+    if others != 0 {
+        super::ipi::send(others, super::idt::vector::KICK);
+    }
+}
+
+/// There is a domain, and it is complete.
+pub fn has_domain() -> bool {
+    DOMAIN.load(Ordering::SeqCst)
 }
 
 /// Runs `f` on a vCPU that has never run. `false` where there is none with this number.

@@ -43,6 +43,9 @@ pub const POOL_PAGES: u64 = 256;
 /// network card.
 pub const HEAP_BYTES: u64 = 1 << 20;
 
+/// Channels of a controller, each bound to a processor of its own: more do not pay for the memory they
+/// take.
+const MAX_CHANNELS: u32 = 4;
 /// How long the host may take to say what there is, in all.
 const BOOT_LIMIT_NS: u64 = 10_000_000_000;
 /// How long a host may take to forget this guest before a reset or crash.
@@ -85,7 +88,7 @@ fn with_env<R>(f: impl FnOnce(&Env<'_, Shim<'_>>) -> R) -> Option<R> {
 }
 
 /// Connects to VMBus and waits until the host's devices are known.
-pub fn start(options: &Options<'_>) {
+pub fn start(options: &Options<'_>, vcpus: u32) {
     let Some(pages) = frames::alloc(POOL_PAGES, 4096) else {
         log!(Error, "no memory for VMBus");
         return;
@@ -94,7 +97,9 @@ pub fn start(options: &Options<'_>) {
     unsafe { pool::add(pages >> 12, POOL_PAGES) };
     net::start(options.vif, options.net_spare);
     let progress = Arc::new(Progress::default());
-    let config = storvsc::Config { vps: alloc::vec![hv::current_vp_index()], ..Default::default() };
+    let vps = hv::vp::indices(vcpus);
+    let others = vcpus.min(MAX_CHANNELS).saturating_sub(1) as u16;
+    let config = storvsc::Config { vps, max_sub_channels: others, ..Default::default() };
     let storage = Arc::new(StorVsc::new(block::Units, config));
     let network = Arc::new(NetVsc::new(net::Cards, net::config()));
     let drivers: [Arc<dyn Driver<Hv>>; _] =
@@ -140,7 +145,8 @@ fn run_until(done: impl Fn() -> bool) -> bool {
             return false;
         }
         take_message(0);
-        if let Some(flags) = synic::event_flags(0) {
+        // Other processors do not serve devices yet.
+        for flags in (0..synic::cpus()).filter_map(synic::event_flags) {
             bus.on_event_flags(flags);
         }
         turns(bus);

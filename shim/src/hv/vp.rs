@@ -1,5 +1,6 @@
 //! Other virtual processors by hypercall: interrupts, TLB flushes, starting them.
 
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use hv_abi::hypercall::{
@@ -27,6 +28,12 @@ fn mask_of(mut vcpus: u64) -> Option<u64> {
         vcpus &= vcpus - 1;
     }
     Some(mask)
+}
+
+/// Indices of the virtual processors of the first vCPUs.
+pub fn indices(vcpus: u32) -> Vec<u32> {
+    let indices = VP_INDEX.iter().take(vcpus.max(1) as usize);
+    indices.map(|index| index.load(Ordering::Relaxed)).collect()
 }
 
 /// A set of processors as hypercalls name it: which banks of 64, and their words in order.

@@ -16,12 +16,29 @@ fn timer(pc: &mut PerCpu) {
 }
 
 /// Handles one interrupt of a processor whose vCPU has never run.
+///
+/// It serves devices once there is a guest: channels of the host may be bound to it.
 pub(super) fn handle_new(number: u8, cpu: &Cpu) {
     smp::stop_if_ended(cpu.id);
-    if number == vector::FLUSH {
-        ipi::serve(cpu);
-    }
     apic::eoi();
+    match number {
+        vector::FLUSH => ipi::serve(cpu),
+        vector::SINT | vector::KICK if smp::has_domain() => {
+            if devices::message(cpu) {
+                crate::time::fired(cpu);
+            }
+            devices::signals(cpu);
+            devices::leave(cpu);
+            devices::settle(cpu);
+        }
+        vector::TIMER => {
+            crate::time::fired(cpu);
+            if smp::has_domain() {
+                devices::settle_after_timer(cpu);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Handles one interrupt.

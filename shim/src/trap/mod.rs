@@ -199,7 +199,8 @@ fn come_by(pc: &mut PerCpu) {
 /// event to deal with, for it comes by when it has.
 fn stay(pc: &mut PerCpu) {
     pc.vcpu.entry.attention |= bounce::ATTENTION_LINGER;
-    if !bounce::is_event_pending(&pc.vcpu.entry) {
+    // A vCPU that is down does not come by.
+    if !bounce::is_event_pending(&pc.vcpu.entry) || pc.vcpu.wait == Wait::Down {
         leave(pc);
     }
 }

@@ -78,7 +78,7 @@ fn queues(lab: &mut Lab, spec: &str, count: u32) -> Result<()> {
 }
 
 /// There is a channel for each queue, and each had its share.
-fn every_channel(stats: &str, count: u32) -> Result<()> {
+pub fn every_channel(stats: &str, count: u32) -> Result<()> {
     let stats: serde_json::Value = serde_json::from_str(stats)?;
     let channels = stats["channels"].as_object().context("no channels")?;
     ensure!(channels.len() == usize::try_from(count)?, "channels: {}", stats["channels"]);

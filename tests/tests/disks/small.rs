@@ -82,6 +82,11 @@ pub fn sum(path: &Path, at: usize, blocks: usize) -> Result<String> {
 
 /// Boots it; it ran to its end, found nothing wrong, and the kernel survived.
 fn good(lab: &mut Lab, machine: &Machine) -> Result<Transcript> {
+    Ok(good_and_counted(lab, machine)?.0)
+}
+
+/// The same with the host's counters.
+fn good_and_counted(lab: &mut Lab, machine: &Machine) -> Result<(Transcript, Option<String>)> {
     let outcome = lab.run(machine, &mut |_| {})?;
     let transcript = ended(&outcome, Status::POWER_OFF)?;
     let failed: Vec<_> = transcript.text.lines().filter(|l| l.contains("@@ failed")).collect();
@@ -93,7 +98,7 @@ fn good(lab: &mut Lab, machine: &Machine) -> Result<Transcript> {
     let bad: Vec<_> =
         log.iter().filter(|line| TROUBLE.iter().any(|word| line.contains(word))).collect();
     ensure!(bad.is_empty(), "the kernel is in trouble:\n{}", log.join("\n"));
-    Ok(transcript)
+    Ok((transcript, outcome.stats))
 }
 
 /// What the guest said about `name`, which it must.
@@ -121,7 +126,8 @@ fn fio_on(lab: &mut Lab, spec: &str, cpus: u32) -> Result<()> {
     machine.cpus = cpus;
     machine.stats = true;
     machine.disks = vec![disk(&tools, ",ro"), disk(&data, ""), disk(&large, ",sector=4096")];
-    let transcript = good(lab, &machine)?;
+    let (transcript, stats) = good_and_counted(lab, &machine)?;
+    native::every_channel(&stats.context("no counters")?, cpus)?;
     ensure!(mark(&transcript, "sectors")? == "512 4096", "{}", mark(&transcript, "sectors")?);
     let runs = transcript.text.lines().filter(|l| l.starts_with("@@ fio")).count();
     ensure!(runs == 5, "{runs} runs of fio:\n{}", transcript.tail());

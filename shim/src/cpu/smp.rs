@@ -26,6 +26,8 @@ const TAKEN: u32 = u32::MAX;
 const WITHDRAWN: u32 = u32::MAX - 1;
 /// How long a processor may take to answer; on an emulated host it is slow.
 const ANSWER_NS: u64 = 3_000_000_000;
+/// How long one that the host starts by hypercall may take, before it is tried otherwise.
+const HOST_NS: u64 = 1_000_000_000;
 /// After INIT (Intel SDM 3A 9.4.4), and until the second SIPI.
 const INIT_MS: u32 = 10;
 const SIPI_NS: u64 = 20_000_000;
@@ -99,7 +101,7 @@ impl Starter {
 
     /// Puts processors into the state in which SIPI starts them.
     pub fn init(&self, ids: &[u32]) {
-        if self.trampoline.is_some() {
+        if self.trampoline.is_some() && !by_hypercall() {
             ids.iter().for_each(|&id| apic::send_init(id));
             time::wait_ms(INIT_MS);
         }
@@ -110,33 +112,55 @@ impl Starter {
         NUMBER.store(number, Ordering::SeqCst);
         STACK.store(Area::of(number).stack_top() - ROOM, Ordering::SeqCst);
         EXPECTED.store(apic_id, Ordering::SeqCst);
-        let by_host = hv::get().is_some_and(|hv| hv.start_vp)
-            && hv::vp::start(apic_id, processor_entry as *const () as u64);
         let begin = time::now_ns();
-        let mut again = !by_host;
-        if !by_host {
-            let Some(page) = self.trampoline else { return false };
-            apic::send_sipi(apic_id, page);
-        }
-        loop {
-            if READY.get(number as usize).is_some_and(|ready| ready.load(Ordering::SeqCst)) {
+        let entry = processor_entry as *const () as u64;
+        if by_hypercall() {
+            if hv::vp::start(apic_id, entry) && self.answers(number, apic_id, HOST_NS) {
                 return true;
             }
-            let waited = time::now_ns().saturating_sub(begin);
-            let is_expected = EXPECTED.load(Ordering::SeqCst) == apic_id;
-            if let Some(page) = self.trampoline.filter(|_| again && waited > SIPI_NS && is_expected)
-            {
-                // The first one may get lost (Intel SDM 3A 9.4.4).
-                apic::send_sipi(apic_id, page);
-                again = false;
+            // The host does not, or means something else by it: as on hosts without that.
+            if self.trampoline.is_some() {
+                apic::send_init(apic_id);
+                time::wait_ms(INIT_MS);
             }
-            // One that has answered is waited for: it is on the stack it was given.
-            if waited > ANSWER_NS && withdraw(apic_id) {
+        }
+        let Some(page) = self.trampoline else { return self.late(number, apic_id) };
+        apic::send_sipi(apic_id, page);
+        if self.answers(number, apic_id, SIPI_NS) {
+            return true;
+        }
+        if EXPECTED.load(Ordering::SeqCst) == apic_id {
+            // The first one may get lost (Intel SDM 3A 9.4.4).
+            apic::send_sipi(apic_id, page);
+        }
+        let left = ANSWER_NS.saturating_sub(time::now_ns().saturating_sub(begin));
+        self.answers(number, apic_id, left) || self.late(number, apic_id)
+    }
+
+    /// Gives a processor up. `true`: it was quicker, and is ready.
+    fn late(&self, number: u32, apic_id: u32) -> bool {
+        !withdraw(apic_id) && self.answers(number, apic_id, u64::MAX)
+    }
+
+    /// Whether a processor is ready within a time; one that has taken itself out of the mailbox is waited
+    /// for, as it is on the stack it was given.
+    fn answers(&self, number: u32, apic_id: u32, limit_ns: u64) -> bool {
+        let begin = time::now_ns();
+        let ready = &READY[number as usize];
+        while !ready.load(Ordering::SeqCst) {
+            let is_expected = EXPECTED.load(Ordering::SeqCst) == apic_id;
+            if is_expected && time::now_ns().saturating_sub(begin) >= limit_ns {
                 return false;
             }
             core::hint::spin_loop();
         }
+        true
     }
+}
+
+/// Whether the host starts processors by hypercall.
+fn by_hypercall() -> bool {
+    hv::get().is_some_and(|hv| hv.start_vp)
 }
 
 /// Nobody expects the processor any more. `false`: it was quicker.

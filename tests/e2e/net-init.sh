@@ -233,6 +233,26 @@ test_much() {
 	try short traffic short "$there4:$port" 100000
 }
 
+# Disk and network at once, in a guest whose memory is less than what it is asked for.
+test_pressure() {
+	wait_for '[ -d /sys/class/net/eth0 ] && { [ -b /dev/xvdb ] || [ -b /dev/sdb ]; }'
+	disk=/dev/xvd
+	[ -b ${disk}b ] || disk=/dev/sd
+	addresses eth0 "$here4" "$here6"
+	wait_for 'pinged "$there4" 1 56'
+	mkswap ${disk}b >/dev/null
+	swapon ${disk}b || echo '@@ failed swapon'
+	pressure hog $(($(grep MemTotal /proc/meminfo | tr -d -c 0-9) / 1024)) &
+	hog=$!
+	(while :; do dd if=${disk}a of=/dev/null bs=1M 2>/dev/null; done) &
+	reader=$!
+	wait_for '[ $(grep "^pswpout " /proc/vmstat | tr -d -c 0-9) -gt 1000 ]'
+	pressure flows "$seconds" ${disk}a "$there4:$port" 2>&1 || echo '@@ failed flows'
+	echo "@@ swapped $(grep '^pswpout ' /proc/vmstat | tr -d -c 0-9)"
+	kill $hog $reader
+	try after traffic tcp "$there4:$port" up 1000000 1
+}
+
 test_user() {
 	wait_for '[ -d /sys/class/net/eth0 ]'
 	ip link set eth0 up

@@ -17,8 +17,8 @@ use std::thread;
 const INIT: &str = include_str!("../e2e/net-init.sh");
 
 /// Drivers; what they depend on is added.
-const MODULES: [&str; 2] = ["hv_netvsc", "8021q"];
-const XEN_MODULES: [&str; 2] = ["xen-netfront", "8021q"];
+const MODULES: [&str; 4] = ["hv_netvsc", "8021q", "hv_storvsc", "sd_mod"];
+const XEN_MODULES: [&str; 3] = ["xen-netfront", "8021q", "xen-blkfront"];
 /// Built into some kernels.
 const PACKET_SOCKETS: &str = "af_packet";
 
@@ -40,7 +40,10 @@ fn initramfs_with(kernel: &Kernel, modules: &[&str]) -> Result<Vec<u8>> {
     let packets = [PACKET_SOCKETS].into_iter().filter(|name| kernel.modules(&[name]).is_ok());
     let modules: Vec<_> = modules.iter().copied().chain(packets).collect();
     let mut extras = parts::drivers(kernel, &modules)?;
-    extras.push(Extra { name: "sbin/traffic".into(), data: read(&guests::program("traffic")?)? });
+    for program in ["traffic", "pressure"] {
+        let data = read(&guests::program(program)?)?;
+        extras.push(Extra { name: format!("sbin/{program}"), data });
+    }
     let name = PROGRAM.trim_start_matches('/').to_owned();
     extras.push(Extra { name, data: read(Path::new(PROGRAM))? });
     for library in parts::libraries_of(PROGRAM)? {

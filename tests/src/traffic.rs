@@ -82,17 +82,41 @@ fn check(from: &mut impl Read, length: u64, seed: u64) -> io::Result<()> {
 /// # Errors
 /// The connection's, or other data than were sent.
 pub fn tcp(to: SocketAddr, direction: Direction, length: u64, seed: u64) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&to, LIMIT)?;
+    let mut stream = connect(to)?;
+    let shut = stream.try_clone()?;
+    converse(&mut stream, &shut, direction, length, seed)
+}
+
+/// A connection to [`serve`].
+///
+/// # Errors
+/// There is none.
+pub fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.set_write_timeout(Some(LIMIT))?;
+    Ok(stream)
+}
+
+/// As [`tcp`], on a connection that is there; `shut` is the same.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn converse(
+    stream: &mut (impl Read + Write),
+    shut: &TcpStream,
+    direction: Direction,
+    length: u64,
+    seed: u64,
+) -> io::Result<()> {
     let letter = if direction == Direction::Down { DOWN } else { UP };
     let head = [&[letter][..], &length.to_le_bytes(), &seed.to_le_bytes()].concat();
     stream.write_all(&head)?;
     match direction {
-        Direction::Down => check(&mut stream, length, seed),
+        Direction::Down => check(stream, length, seed),
         Direction::Up => {
-            send(&mut stream, length, seed)?;
-            stream.shutdown(Shutdown::Write)?;
+            send(stream, length, seed)?;
+            shut.shutdown(Shutdown::Write)?;
             let mut verdict = [0];
             stream.read_exact(&mut verdict)?;
             if verdict == [GOOD] { Ok(()) } else { Err(io::Error::other("other data came there")) }

@@ -3,6 +3,7 @@
 //!
 //! Chosen by environment variables, which `cargo xtask net` sets from its options:
 //! - `PONTOON_E2E_KERNELS`: Debian suites whose kernels the guests run; default: bookworm.
+//! - `PONTOON_NET_PRESSURE`: seconds under memory pressure.
 //! - `PONTOON_E2E_SHOW=1`, `PONTOON_E2E_UNDER`: as for the boots, `tests/e2e.rs`.
 //!
 //! Without `PONTOON_E2E=1` the tests are ignored. Each guest has a host of its own, one
@@ -13,6 +14,7 @@ mod debian;
 #[allow(dead_code, reason = "the disks' tests use all of it")]
 mod lab;
 mod native;
+mod pressure;
 mod xen;
 
 use lab::Lab;
@@ -29,8 +31,9 @@ fn main() -> ExitCode {
     let kernels = std::env::var("PONTOON_E2E_KERNELS").unwrap_or_else(|_| "bookworm".into());
     let mut trials = Vec::new();
     for kernel in kernels.split(',') {
+        let tests = native::TESTS.into_iter().chain(xen::TESTS).chain(pressure::TESTS);
         let systems = debian::TESTS.into_iter().filter(|_| SUITES.contains(&kernel));
-        for (name, test) in native::TESTS.into_iter().chain(xen::TESTS).chain(systems) {
+        for (name, test) in tests.chain(systems) {
             let (lab, spec) = (Arc::clone(&lab), kernel.to_owned());
             let run = move || {
                 let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);

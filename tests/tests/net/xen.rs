@@ -2,6 +2,7 @@
 
 use crate::lab::Lab;
 use crate::native::{Test, mark, on_tap, on_user_network, place, prepared};
+use crate::pressure::under_pressure;
 use anyhow::{Result, ensure};
 use pontoon::host::Machine;
 use pontoon_tests::net::{self, Network};
@@ -15,7 +16,8 @@ const LONG_LIMIT: Duration = Duration::from_secs(7200);
 const MAC: &str = "00:15:5d:12:34:56";
 
 /// The tests every kernel has.
-pub const TESTS: [(&str, Test); 3] = [("xen-user", user), ("xen-tap", tap), ("xen-much", much)];
+pub const TESTS: [(&str, Test); 4] =
+    [("xen-user", user), ("xen-tap", tap), ("xen-pressure", pressure), ("xen-much", much)];
 
 /// A guest that does `test`.
 fn guest(lab: &mut Lab, spec: &str, test: &str) -> Result<Machine> {
@@ -97,5 +99,13 @@ fn much(lab: &mut Lab, spec: &str) -> Result<()> {
         let seconds = mark(&transcript, &format!("{direction}-seconds"))?.to_owned();
         eprintln!("a GiB {direction} in {seconds} s");
     }
+    Ok(())
+}
+
+/// Disk and network at once: neither stands still for long.
+fn pressure(lab: &mut Lab, spec: &str) -> Result<()> {
+    let machine = guest(lab, spec, "pressure")?;
+    let late = under_pressure(lab, machine, Lab::run_with)?;
+    ensure!(late.is_empty(), "stood still: {}", late.join(", "));
     Ok(())
 }

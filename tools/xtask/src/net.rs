@@ -12,6 +12,9 @@ pub struct Options {
     /// Where to run: auto, kvm or nested.
     #[arg(long, value_name = "PLACE")]
     pub under: Option<String>,
+    /// Seconds of disk and network at once under memory pressure [default: 20].
+    #[arg(long, value_name = "N")]
+    pub pressure: Option<u64>,
     /// Only tests whose name contains this.
     pub filter: Option<String>,
 }
@@ -22,6 +25,7 @@ pub fn net(options: &Options) -> Result<()> {
     let variables = [
         ("PONTOON_E2E_KERNELS", options.kernel.clone()),
         ("PONTOON_E2E_UNDER", options.under.clone()),
+        ("PONTOON_NET_PRESSURE", options.pressure.map(|seconds| seconds.to_string())),
     ];
     boot_tests("net", variables, options.filter.as_deref())
 }

@@ -58,6 +58,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let kvm = probe::open()?;
     let vm = Arc::new(create_vm(&kvm)?);
     let memory = memory::allocate(options.memory.0)?;
+    if options.lock_memory {
+        lock(&memory)?;
+    }
     map_memory(&vm, &memory)?;
     let entry = load(options, &memory, &payload)?;
     drop(payload);
@@ -200,6 +203,19 @@ fn route_msrs(vm: &VmFd, features: HvFeatures) -> Result<()> {
     let reason = u64::from(KVM_MSR_EXIT_REASON_FILTER);
     enable_vm_cap(vm, KVM_CAP_X86_USER_SPACE_MSR, reason).context("KVM_CAP_X86_USER_SPACE_MSR")?;
     vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges).context("KVM_X86_SET_MSR_FILTER")
+}
+
+/// Locks guest memory, each page when it is first used.
+fn lock(memory: &Memory) -> Result<()> {
+    for region in memory.iter() {
+        let (at, bytes) = (region.as_ptr().cast(), usize::try_from(region.len())?);
+        // SAFETY: the region is this process' own mapping; what is in it does not change.
+        if unsafe { libc::mlock2(at, bytes, libc::MLOCK_ONFAULT) } != 0 {
+            let error = std::io::Error::last_os_error();
+            return Err(error).context("guest memory cannot be locked");
+        }
+    }
+    Ok(())
 }
 
 fn create_vcpus(

@@ -95,6 +95,9 @@ pub struct Options {
     /// Keep the thread of each virtual processor on one processor, in turn.
     #[arg(long)]
     pub pin: bool,
+    /// Keep guest memory where it is: this machine neither moves its pages nor takes them away.
+    #[arg(long)]
+    pub lock_memory: bool,
     /// End with status 6 after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,

@@ -156,7 +156,7 @@ impl Session {
             );
         }
         let stats = machine.stats.then_some(STATS);
-        let mut argv = vec!["/hvhost".to_owned(), "--pin".to_owned()];
+        let mut argv = ["/hvhost", "--pin", "--lock-memory"].map(str::to_owned).to_vec();
         self.runs += 1;
         let args = machine.hvhost_args(stats, |placed| match placed {
             Placed::File(path) => self.place(path),

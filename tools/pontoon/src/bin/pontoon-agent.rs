@@ -90,6 +90,8 @@ fn leave_memory_alone() {
         (format!("{huge}/scan_sleep_millisecs"), NEVER),
         (format!("{huge}/alloc_sleep_millisecs"), NEVER),
         ("/proc/sys/vm/compaction_proactiveness".into(), "0"),
+        // Guest memory is locked: then it stays where it is, whoever wants large pages.
+        ("/proc/sys/vm/compact_unevictable_allowed".into(), "0"),
     ] {
         // A kernel without the file does not do it either.
         let _ = fs::write(file, value);

@@ -12,6 +12,7 @@ extern crate alloc;
 #[cfg(any(test, feature = "fake"))]
 extern crate std;
 
+pub mod bits;
 pub mod bounce;
 pub mod builder;
 pub mod callback;

@@ -17,6 +17,7 @@ use xen_abi::vcpu::Runstate;
 use xen_abi::{Errno, GuestVa};
 
 use crate::Ctx;
+use crate::bits::bits;
 use crate::domain::{MAX_VCPUS, VcpuShared};
 use crate::evtchn::{self, GUEST_DOMID};
 use crate::outcome::{HcResult, Outcome, efault, ret};
@@ -94,10 +95,7 @@ impl DomainSched {
 
     /// Ends the polls that wait for `port` and calls `woken` for each (`evtchn_check_pollers`).
     pub(crate) fn wake_pollers(&self, port: u32, mut woken: impl FnMut(u32)) {
-        let mut left = self.pollers();
-        while left != 0 {
-            let vcpu = left.trailing_zeros();
-            left &= left - 1;
+        for vcpu in bits(self.pollers()) {
             let polled =
                 self.poll_port.get(vcpu as usize).map_or(ANY_PORT, |p| p.load(Ordering::SeqCst));
             if (polled == ANY_PORT || polled == port) && self.end_poll(vcpu) {

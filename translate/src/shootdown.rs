@@ -19,6 +19,8 @@
 
 use core::ops::Deref;
 
+use crate::bits::bits;
+
 /// One word of the protocol; tests put another kind in its place.
 pub trait Word: Default {
     /// Reads.
@@ -77,14 +79,6 @@ impl Slot<core::sync::atomic::AtomicU64> {
 /// The vCPUs' slots, by id.
 #[derive(Debug)]
 pub struct Shootdown<S>(pub S);
-
-fn bits(mut set: u64) -> impl Iterator<Item = u32> {
-    core::iter::from_fn(move || {
-        let bit = (set != 0).then(|| set.trailing_zeros())?;
-        set &= set - 1;
-        Some(bit)
-    })
-}
 
 impl<W: Word, S: Deref<Target = [Slot<W>]>> Shootdown<S> {
     /// `me` wants the targets to flush a page, or everything. The caller interrupts them, then waits

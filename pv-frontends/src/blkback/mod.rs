@@ -28,6 +28,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use spin::Mutex;
+use translate::bits::bits;
 use translate::domain::Domain;
 use translate::evtchn::{self, Backend, Here};
 use translate::platform::Platform;
@@ -279,10 +280,8 @@ impl<D: BlockDevice> Vbd<D> {
     /// the frontend its responses, and goes on with its requests. Whether there is more to do.
     pub fn settle<P: Platform, S: Stores>(&self, env: &Env<'_, P>, stores: &S) -> bool {
         let mut more = false;
-        let mut numbers = self.unsettled.swap(0, Ordering::AcqRel);
-        while numbers != 0 {
-            let number = numbers.trailing_zeros() as u16;
-            numbers &= numbers - 1;
+        for number in bits(self.unsettled.swap(0, Ordering::AcqRel)) {
+            let number = number as u16;
             if let Some(queue) = self.queues.get(usize::from(number))
                 && self.run(env, number, queue, false).more
             {

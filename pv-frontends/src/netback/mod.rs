@@ -41,6 +41,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use spin::{Mutex, RwLock};
+use translate::bits::bits;
 use translate::evtchn::Backend;
 use translate::platform::{PageWords, Platform};
 use xen_abi::Mfn;
@@ -179,11 +180,6 @@ pub struct Vif<D> {
 }
 
 const NEVER: u64 = u64::MAX;
-
-/// The numbers of the bits that are set.
-fn bits(set: u64) -> impl Iterator<Item = u32> {
-    (0..u64::BITS).filter(move |bit| set >> bit & 1 != 0)
-}
 
 impl<D: NetDevice> Vif<D> {
     /// A vif that nobody has seen yet. `index` is its own among all, below [`MAX_VIFS`]. Allocates

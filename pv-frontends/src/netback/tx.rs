@@ -236,7 +236,7 @@ impl TxQueue {
             }
         };
         let packets = (self.counters.copied - copied) as u32;
-        self.held = self.hold(env, packets).filter(|_| hold && ran == Ran::Waits);
+        self.held = if hold && ran == Ran::Waits { self.hold(env, packets) } else { None };
         if self.held.is_none() && core::mem::take(&mut self.uncommitted) {
             self.urgent = false;
             below.device.commit(self.device_queue);

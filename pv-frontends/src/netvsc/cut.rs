@@ -9,7 +9,7 @@ use super::frame::Limits;
 use crate::net::{Ip, TxOffloads, TxPacket, TxRefusal};
 
 /// Most pieces of a packet.
-pub(super) const MAX_PIECES: u32 = 8;
+const MAX_PIECES: u32 = 8;
 /// Least segments for which there must be room: so no piece has fewer than two, which hosts want.
 const MIN_SEGMENTS: u32 = 3;
 /// Least bytes that a host must take for segmentation to be of use: those segments, of any MTU there

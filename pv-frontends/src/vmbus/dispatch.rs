@@ -4,8 +4,8 @@ use core::sync::atomic::Ordering;
 
 use hv_abi::synic::EventFlags;
 use hv_abi::vmbus::{ChannelId, GpadlId, NtStatus, OfferChannel, Version};
+use translate::bits::bits;
 
-use super::state::bits;
 use super::{Channel, Hypervisor, OpenError, Received, VmBus};
 
 /// Something a driver is told.

@@ -12,7 +12,7 @@ use arrayvec::ArrayVec;
 use hv_abi::synic::EventFlags;
 use hv_abi::vmbus::ChannelId;
 
-use super::{Hypervisor, VmBus};
+use super::{Channel, Hypervisor, VmBus};
 
 /// Channels of one virtual processor that can be stayed with at a time; others are not.
 pub(super) const MAX_CHANNELS: usize = 14;
@@ -55,9 +55,8 @@ impl<H: Hypervisor> VmBus<H> {
             let is_busy = channel.has_packets();
             if is_busy {
                 self.read(&channel);
-            } else if channel.leave() {
-                // It came between the two.
-                self.read(&channel);
+            } else {
+                self.leave_one(&channel);
             }
             is_busy
         });
@@ -66,11 +65,16 @@ impl<H: Hypervisor> VmBus<H> {
     /// Leaves all channels: the host signals again.
     pub fn leave(&self, lingering: &mut Lingering) {
         for id in lingering.0.drain(..) {
-            if let Some(channel) = self.channel(id)
-                && channel.leave()
-            {
-                self.read(&channel);
+            if let Some(channel) = self.channel(id) {
+                self.leave_one(&channel);
             }
+        }
+    }
+
+    /// The host signals again; what it sent before it knew is read.
+    fn leave_one(&self, channel: &Channel) {
+        if channel.leave() {
+            self.read(channel);
         }
     }
 }

@@ -10,6 +10,7 @@ use hv_abi::vmbus::message::CloseChannel;
 use hv_abi::vmbus::{
     ChannelId, ControlMessage, GpadlId, MAX_CHANNELS, OfferChannel, UserDefined, Version,
 };
+use translate::bits::bits;
 
 use super::connection::{Connection, Pages};
 use super::gpadl::{Gpadl, GpadlState};
@@ -146,13 +147,4 @@ impl ChannelSet {
             }
         }
     }
-}
-
-/// The numbers of the bits that are set.
-pub(super) fn bits(mut set: u64) -> impl Iterator<Item = u32> {
-    core::iter::from_fn(move || {
-        let bit = (set != 0).then(|| set.trailing_zeros());
-        set &= set.wrapping_sub(1);
-        bit
-    })
 }

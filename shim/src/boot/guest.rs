@@ -339,7 +339,7 @@ fn first_vcpu(dom: &'static Domain) {
         *vcpu.info.lock() = Some(info);
     }
     dom.vcpus[0].begin();
-    smp::domain_is_there(dom);
+    smp::domain_is_there();
 }
 
 /// Makes the frames the guest's.

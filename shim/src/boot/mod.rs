@@ -307,13 +307,13 @@ fn start_others(machine: &BootMachine, own: &mut Own, options: &Options<'_>) -> 
     let most = options.max_vcpus.map_or(MAX_VCPUS, |most| usize::from(most).clamp(1, MAX_VCPUS));
     let others = machine.acpi.processors.iter().copied().filter(|&id| id != me);
     let ids: arrayvec::ArrayVec<u32, MAX_VCPUS> = others.take(most - 1).collect();
+    if ids.is_empty() {
+        return 1;
+    }
     let page = memory::low_page(&machine.info)
         .filter(|&page| own.tables.map(fixmap::TRAMPOLINE, page, PAGE, pte::RW, false).is_ok());
     let page = page.map(|page| (page, fixmap::TRAMPOLINE as *mut u8));
     let boot_l4 = machine.image.start + ((&raw const boot_pml4) as u64 - SHIM_BASE);
-    if ids.is_empty() {
-        return 1;
-    }
     if page.is_none() {
         log!(Warn, "no RAM below 640 KiB: other processors start only if the host starts them");
     }

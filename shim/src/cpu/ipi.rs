@@ -3,6 +3,7 @@
 
 use core::sync::atomic::AtomicU64;
 
+use translate::bits::bits;
 use translate::shootdown::{Shootdown, Slot};
 use xen_abi::GuestVa;
 
@@ -20,11 +21,7 @@ const SPINS: u32 = 4096;
 /// Interrupts processors, by their numbers.
 pub fn send(targets: u64, vector: u8) {
     if !hv::vp::send_ipi(targets, vector) {
-        let mut left = targets;
-        while left != 0 {
-            apic::send(left.trailing_zeros(), vector);
-            left &= left - 1;
-        }
+        bits(targets).for_each(|target| apic::send(target, vector));
     }
 }
 

@@ -10,7 +10,6 @@ use core::mem::size_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use spin::{Mutex, Once};
-use translate::domain::Domain;
 use translate::regs::CpuRegs;
 use translate::vcpu::Vcpu;
 use translate::{Ctx, vcpu_start};
@@ -240,7 +239,7 @@ unsafe fn wait_for_guest(number: u32, pc: *mut PerCpu) -> ! {
 
 /// Other processors may look at the domain, and serve devices: what the host has signalled them until
 /// now has not been looked at.
-pub fn domain_is_there(_dom: &'static Domain) {
+pub fn domain_is_there() {
     DOMAIN.store(true, Ordering::SeqCst);
     let others = others(0);
     if others != 0 {

@@ -224,33 +224,28 @@ pub fn message(cpu: &Cpu) -> bool {
 /// The VMBus interrupt, after its message was taken: signals. `true`: the processor stays with their
 /// channels; [`linger`] or [`leave`] follows.
 pub fn signals(cpu: &Cpu) -> bool {
-    let Some(bus) = BUS.get() else { return false };
     let Some(flags) = synic::event_flags(cpu.id) else { return false };
-    let mut lingering = cpu.lingering.take();
-    on_cpu(cpu, || bus.on_event_flags_lingering(flags, &mut lingering));
-    let stays = !lingering.is_empty();
-    cpu.lingering.set(lingering);
-    stays
+    with_lingering(cpu, |bus, lingering| bus.on_event_flags_lingering(flags, lingering))
 }
 
 /// Looks again at the channels the processor stays with. Whether it stays with any.
 pub fn linger(cpu: &Cpu) -> bool {
-    with_lingering(cpu, VmBus::linger)
+    let stays = with_lingering(cpu, VmBus::linger);
+    settle(cpu);
+    stays
 }
 
 /// Lets the host signal again on the channels the processor stays with.
 pub fn leave(cpu: &Cpu) {
     with_lingering(cpu, VmBus::leave);
+    settle(cpu);
 }
 
+/// Runs `f` with the channels the processor stays with; whether there are any after.
 fn with_lingering(cpu: &Cpu, f: impl FnOnce(&VmBus<Hv>, &mut Lingering)) -> bool {
+    let Some(bus) = BUS.get() else { return false };
     let mut lingering = cpu.lingering.take();
-    if let Some(bus) = BUS.get()
-        && !lingering.is_empty()
-    {
-        on_cpu(cpu, || f(bus, &mut lingering));
-        settle(cpu);
-    }
+    on_cpu(cpu, || f(bus, &mut lingering));
     let stays = !lingering.is_empty();
     cpu.lingering.set(lingering);
     stays

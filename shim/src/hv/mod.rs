@@ -282,31 +282,34 @@ fn hypercall<T: IntoBytes + Immutable>(code: CallCode, input: &T) -> HvStatus {
     hypercall_with(Control::new(code), input.as_bytes())
 }
 
-/// A hypercall with its input in memory; it has no output.
-fn hypercall_with(control: Control, bytes: &[u8]) -> HvStatus {
+/// Copies an input to this processor's place for it; `None`: there is none, or less room.
+fn put_input(bytes: &[u8], room: u64) -> Option<u64> {
     let place = INPUTS[percpu::current_id() as usize].load(Ordering::Acquire);
-    if place == 0 || bytes.len() > INPUT_BYTES as usize {
-        return HvStatus::INVALID_HYPERCALL_INPUT;
+    if place == 0 || bytes.len() as u64 > room {
+        return None;
     }
     // SAFETY: this processor's place, which only this module uses, with interrupts off.
     unsafe { phys_to_virt(place).copy_from(bytes.as_ptr(), bytes.len()) };
+    Some(place)
+}
+
+/// A hypercall with its input in memory; it has no output.
+fn hypercall_with(control: Control, bytes: &[u8]) -> HvStatus {
+    let Some(place) = put_input(bytes, INPUT_BYTES) else {
+        return HvStatus::INVALID_HYPERCALL_INPUT;
+    };
     // SAFETY: the input lies where RDX says, and there is no output.
     unsafe { call(control, place, 0) }
 }
 
 /// A hypercall of one rep with one word of output.
 fn hypercall_for_u32<T: IntoBytes + Immutable>(code: CallCode, input: &T) -> Option<u32> {
-    let place = INPUTS[percpu::current_id() as usize].load(Ordering::Acquire);
-    let bytes = input.as_bytes();
-    let output = place + INPUT_BYTES - 8;
-    if place == 0 || bytes.len() > INPUT_BYTES as usize - 8 {
-        return None;
-    }
-    // SAFETY: as above.
-    unsafe { phys_to_virt(place).copy_from(bytes.as_ptr(), bytes.len()) };
+    let room = INPUT_BYTES - 8;
+    let place = put_input(input.as_bytes(), room)?;
+    let output = place + room;
     // SAFETY: the input lies where RDX says, the output goes behind it into the same place.
     unsafe { call(Control::new(code).with_reps(1, 0), place, output) }.ok().ok()?;
-    // SAFETY: as above; the host has written it.
+    // SAFETY: behind the input in this processor's place; the host has written it.
     Some(unsafe { phys_to_virt(output).cast::<u32>().read_volatile() })
 }
 

@@ -11,6 +11,7 @@ use hv_abi::vp::{
     GetVpIndexFromApicId, InitialVpContext, PARTITION_ID_SELF, SegmentRegister,
     StartVirtualProcessor,
 };
+use translate::bits::bits;
 use xen_abi::GuestVa;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
@@ -19,15 +20,14 @@ use super::{VP_INDEX, get};
 /// Banks of 64 processors there can be a processor of ours in.
 const BANKS: usize = 64;
 
+/// Indices of the virtual processors of vCPUs.
+fn indices_of(vcpus: u64) -> impl Iterator<Item = u32> {
+    bits(vcpus).map(|vcpu| VP_INDEX[vcpu as usize].load(Ordering::Relaxed))
+}
+
 /// The virtual processors of vCPUs as one word, where all have indices below 64.
-fn mask_of(mut vcpus: u64) -> Option<u64> {
-    let mut mask = 0;
-    while vcpus != 0 {
-        let index = VP_INDEX[vcpus.trailing_zeros() as usize].load(Ordering::Relaxed);
-        mask |= 1u64.checked_shl(index)?;
-        vcpus &= vcpus - 1;
-    }
-    Some(mask)
+fn mask_of(vcpus: u64) -> Option<u64> {
+    indices_of(vcpus).try_fold(0, |mask, index| Some(mask | 1u64.checked_shl(index)?))
 }
 
 /// Indices of the virtual processors of the first vCPUs.
@@ -45,11 +45,9 @@ struct Set {
 
 impl Set {
     /// The virtual processors of vCPUs.
-    fn of(mut vcpus: u64) -> Option<Self> {
+    fn of(vcpus: u64) -> Option<Self> {
         let mut all = [0u64; BANKS];
-        while vcpus != 0 {
-            let index = VP_INDEX[vcpus.trailing_zeros() as usize].load(Ordering::Relaxed);
-            vcpus &= vcpus - 1;
+        for index in indices_of(vcpus) {
             *all.get_mut(index as usize / 64)? |= 1 << (index % 64);
         }
         let mut set = Self { banks: 0, words: [0; BANKS], used: 0 };

@@ -29,7 +29,6 @@ pub(super) fn handle_new(number: u8, cpu: &Cpu) {
             }
             devices::signals(cpu);
             devices::leave(cpu);
-            devices::settle(cpu);
         }
         vector::TIMER => {
             crate::time::fired(cpu);

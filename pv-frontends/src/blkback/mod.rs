@@ -111,6 +111,14 @@ impl Limits {
         Self { queues, ring_page_order: 4, requests: info.depth.min(64), max_segments }.clamped()
     }
 
+    /// Bytes of heap that a vbd takes with these, but for what the heap's own books do.
+    #[must_use]
+    pub fn heap_bytes(self) -> usize {
+        let Self { queues, requests, max_segments, .. } = self.clamped();
+        usize::from(queues)
+            * (size_of::<Mutex<Queue>>() + Queue::heap_bytes(requests, max_segments))
+    }
+
     fn clamped(self) -> Self {
         let most = (MAX_INDIRECT_PAGES * SEGMENTS_PER_INDIRECT_PAGE) as u16;
         Self {

@@ -129,12 +129,12 @@ pub struct Limits {
 
 impl Limits {
     /// Queues Linux's netback offers at most unless told otherwise.
-    const USUAL_QUEUES: u32 = 8;
+    pub const USUAL_QUEUES: u16 = 8;
 
     /// For a guest of so many vCPUs.
     #[must_use]
     pub fn new(nr_vcpus: u32) -> Self {
-        Self { queues: nr_vcpus.clamp(1, Self::USUAL_QUEUES) as u16 }
+        Self { queues: nr_vcpus.clamp(1, Self::USUAL_QUEUES.into()) as u16 }
     }
 }
 

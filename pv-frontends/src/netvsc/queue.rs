@@ -68,7 +68,7 @@ impl Queue {
             index,
             channel,
             tx: Mutex::new(Tx::new(hv, slots)?),
-            rx: Mutex::new(Rx::new(buffer)),
+            rx: Mutex::new(Rx::new(buffer)?),
             resumed: AtomicBool::new(false),
             deferred: AtomicBool::new(false),
             counters: Counters::new(),

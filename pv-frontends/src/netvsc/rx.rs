@@ -55,6 +55,13 @@ struct Pending {
     status: Status,
 }
 
+/// An empty one with room for so many; `None` where there is no memory for it.
+fn deque<T>(room: usize) -> Option<VecDeque<T>> {
+    let mut deque = VecDeque::new();
+    deque.try_reserve_exact(room).ok()?;
+    Some(deque)
+}
+
 /// Receiving on one queue.
 #[derive(Debug)]
 pub(super) struct Rx {
@@ -71,16 +78,19 @@ pub(super) struct Rx {
 }
 
 impl Rx {
-    pub(super) fn new(buffer: Arc<Pages>) -> Self {
-        Self {
+    /// `None` where there is no memory for it.
+    pub(super) fn new(buffer: Arc<Pages>) -> Option<Self> {
+        let mut parts = Vec::new();
+        parts.try_reserve_exact(MAX_PARTS).ok()?;
+        Some(Self {
             buffer,
-            messages: VecDeque::with_capacity(MAX_MESSAGES),
-            ranges: VecDeque::with_capacity(MAX_RANGES),
-            parts: Vec::with_capacity(MAX_PARTS),
+            messages: deque(MAX_MESSAGES)?,
+            ranges: deque(MAX_RANGES)?,
+            parts,
             assembling: None,
             ready: None,
-            completions: VecDeque::with_capacity(MAX_MESSAGES),
-        }
+            completions: deque(MAX_MESSAGES)?,
+        })
     }
 
     /// Messages that may be read now.

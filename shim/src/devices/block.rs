@@ -31,6 +31,9 @@ pub type Device = storvsc::Disk<&'static VmBus<Hv>>;
 /// The vbd whose tags are those of searches for partitions; no vbd is it.
 pub(super) const SEARCH: u16 = MAX_VBDS - 1;
 
+/// Heap a vbd takes beside its queues, the heap's own books included.
+const VBD_BYTES: usize = 4 << 10;
+
 /// A vbd and what it is made of.
 struct Disk {
     entry: Entry,
@@ -136,6 +139,22 @@ fn settle_one(env: &Env<'_, Shim<'_>>, disk: &Disk) {
     }
 }
 
+/// Before anything is offered: `wanted` is `pontoon.vbd=`.
+pub(super) fn start(wanted: &[u8]) {
+    KNOWN.lock().wanted = parse(wanted);
+}
+
+/// Heap that [`attach`] takes, for so many vCPUs.
+pub(super) fn heap_bytes(vcpus: u32) -> usize {
+    let units = KNOWN.lock().units.clone();
+    let bytes = units.iter().map(|unit| {
+        let device = Device::new(super::bus(), Arc::clone(unit));
+        let limits = Limits::new(vcpus, &device.info());
+        entries(unit).len() * (limits.heap_bytes() + VBD_BYTES)
+    });
+    bytes.sum()
+}
+
 /// A SCSI controller was offered.
 pub(super) fn controller_offered(instance: Guid) {
     let controllers = &mut KNOWN.lock().controllers;
@@ -210,14 +229,9 @@ fn reap(env: &Env<'_, Shim<'_>>) {
     }
 }
 
-/// Makes vbds of all units found so far, and of later ones from now on. `wanted` is
-/// `pontoon.vbd=`.
-pub(super) fn attach(env: &Env<'_, Shim<'_>>, wanted: &[u8]) {
-    let mut units = {
-        let mut known = KNOWN.lock();
-        known.wanted = parse(wanted);
-        known.units.clone()
-    };
+/// Makes vbds of all units found so far, and of later ones from now on.
+pub(super) fn attach(env: &Env<'_, Shim<'_>>) {
+    let mut units = KNOWN.lock().units.clone();
     units.sort_by_key(|unit| address(unit));
     STARTED.store(true, Ordering::Release);
     for unit in &units {
@@ -262,11 +276,11 @@ fn address(unit: &Unit) -> (u16, u8, u8) {
     (nr, unit.address().target, unit.address().lun)
 }
 
-/// Makes the vbds of a unit.
-fn attach_unit(env: &Env<'_, Shim<'_>>, unit: &Arc<Unit>) {
+/// What is to be made of a unit.
+fn entries(unit: &Unit) -> ArrayVec<Entry, { vbd::MAX_ENTRIES }> {
     let (controller, target, lun) = address(unit);
     let lun = Lun { controller, target, lun };
-    let entries: ArrayVec<Entry, { vbd::MAX_ENTRIES }> = match &KNOWN.lock().wanted {
+    match &KNOWN.lock().wanted {
         Some(wanted) => wanted.iter().filter(|entry| entry.source.lun == lun).copied().collect(),
         None => {
             let cdrom = unit.info().device.cdrom;
@@ -276,8 +290,12 @@ fn attach_unit(env: &Env<'_, Shim<'_>>, unit: &Arc<Unit>) {
             });
             free.map(|index| vbd::default_entry(index, lun, cdrom)).into_iter().collect()
         }
-    };
-    for entry in entries {
+    }
+}
+
+/// Makes the vbds of a unit.
+fn attach_unit(env: &Env<'_, Shim<'_>>, unit: &Arc<Unit>) {
+    for entry in entries(unit) {
         attach_entry(env, unit, entry);
     }
 }

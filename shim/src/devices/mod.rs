@@ -32,17 +32,18 @@ use crate::hv::synic::{self, Taken};
 use crate::hv::vmbus::Hv;
 use crate::hv::{self, Enlightenments};
 use crate::mm::layout::MAX_VCPUS;
-use crate::mm::{frames, pool};
+use crate::mm::{frames, heap, pool};
 use crate::platform::Shim;
 use crate::{log, time};
 
 /// Pages for rings and what else the host and the shim share: 14 for a controller. Network cards
 /// add what they take.
 pub const POOL_PAGES: u64 = 256;
-/// Heap for devices: some 41 KiB for a controller, 14 KiB for a queue of a disk, 60 KiB for a
-/// network card.
+/// Heap for devices to begin with: some 41 KiB for a channel of a controller, as much for one of a
+/// network card. It grows by what they take.
 pub const HEAP_BYTES: u64 = 1 << 20;
-
+/// What is to be free of it for disks that come while the guest runs.
+const LATER_HEAP_BYTES: usize = 256 << 10;
 /// Channels of a controller, each bound to a processor of its own: more do not pay for the memory they
 /// take.
 const MAX_CHANNELS: u32 = 4;
@@ -95,23 +96,27 @@ pub fn start(options: &Options<'_>, vcpus: u32) {
     };
     // SAFETY: the shim's own frames, for good.
     unsafe { pool::add(pages >> 12, POOL_PAGES) };
-    net::start(options.vif, options.net_spare);
+    block::start(options.vbd);
+    net::start(options.vif, options.net_spare, vcpus);
     let progress = Arc::new(Progress::default());
     let vps = hv::vp::indices(vcpus);
     let others = vcpus.min(MAX_CHANNELS).saturating_sub(1) as u16;
     let config = storvsc::Config { vps, max_sub_channels: others, ..Default::default() };
     let storage = Arc::new(StorVsc::new(block::Units, config));
-    let network = Arc::new(NetVsc::new(net::Cards, net::config()));
+    let network = Arc::new(NetVsc::new(net::Cards, net::config(vcpus)));
     let drivers: [Arc<dyn Driver<Hv>>; _] =
         [Arc::clone(&progress) as _, Arc::clone(&storage) as _, Arc::clone(&network) as _];
     let bus = BUS.call_once(|| VmBus::new(Hv, Box::new(drivers)));
     bus.connect();
-    let known =
+    let is_known =
         || progress.done.load(Ordering::Relaxed) && storage.is_settled() && network.is_settled();
-    if !run_until(known) {
+    if !run_until(is_known) {
         log!(Warn, "the host has not said what disks and network cards there are");
     }
     net::set_aside();
+    if !heap::reserve(block::heap_bytes(vcpus) + net::heap_bytes() + LATER_HEAP_BYTES) {
+        log!(Error, "no memory for the queues of all disks and network cards");
+    }
 }
 
 /// Shows the guest its disks and network cards, those that the options name.
@@ -128,7 +133,7 @@ pub fn attach(dom: &'static Domain, plat: &Shim<'_>, options: &Options<'_>) {
     on_cpu(plat.cpu, || {
         let env = Env { dom, plat, here: Here::NOWHERE };
         net::attach(&env);
-        block::attach(&env, options.vbd);
+        block::attach(&env);
         if !run_until(|| !block::is_searching()) {
             log!(Warn, "the host does not let partitions be read");
         }

@@ -12,7 +12,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
 use arrayvec::ArrayVec;
 use hv_abi::Guid;
@@ -33,12 +33,18 @@ use crate::{hv, log, time};
 /// A card as a network device.
 type Device = Nic<&'static VmBus<Hv>>;
 
-/// Heap a card takes with its interface: some 60 KiB, and what lists of pages need to be one piece.
-const HEAP_BYTES: usize = 96 << 10;
-/// Pages for headers of packets whose checksum a card does not make.
-const BOUNCE_PAGES: usize = 16;
+/// Heap a card takes with its interface, what lists of pages need to be one piece included.
+const CARD_BYTES: usize = 32 << 10;
+/// And for each queue, the card and the interface.
+const CARD_QUEUE_BYTES: usize = 44 << 10;
+const VIF_QUEUE_BYTES: usize = 16 << 10;
 /// What the others keep of the pool while cards are added to a guest that runs.
 const POOL_RESERVE: usize = 64;
+
+/// Pages for headers of packets whose checksum a card does not make.
+const fn bounce_pages(queues: u16) -> usize {
+    8 + 8 * queues as usize
+}
 
 /// An interface and what it is made of.
 struct Interface {
@@ -50,14 +56,14 @@ struct Interface {
 }
 
 /// Pages for headers, out of the pool.
-struct Bounce(ArrayVec<BouncePage, BOUNCE_PAGES>);
+struct Bounce(ArrayVec<BouncePage, { bounce_pages(Limits::USUAL_QUEUES) }>);
 
 impl Bounce {
     /// As many as there are.
-    fn new() -> Self {
+    fn new(queues: u16) -> Self {
         let page =
             || Hv.allocate().map(|page| BouncePage { gpfn: Mfn(page.gpfn), page: page.view });
-        Self(core::iter::from_fn(page).take(BOUNCE_PAGES).collect())
+        Self(core::iter::from_fn(page).take(bounce_pages(queues)).collect())
     }
 }
 
@@ -91,24 +97,41 @@ static USED: AtomicBool = AtomicBool::new(false);
 static AGAIN: AtomicBool = AtomicBool::new(false);
 /// Cards whose interfaces have not closed yet.
 static LEAVING: AtomicBool = AtomicBool::new(false);
-/// Cards that memory is still to be set aside for.
+/// Cards that memory is set aside for, until they come.
 static SPARE: AtomicU8 = AtomicU8::new(0);
+/// Queues of a card.
+static QUEUES: AtomicU16 = AtomicU16::new(1);
 
-/// What cards may use.
-pub(super) fn config() -> Config {
-    Config { vps: alloc::vec![hv::current_vp_index()], ..Config::default() }
+/// What cards may use: a queue for each vCPU, up to the number an interface has.
+pub(super) fn config(vcpus: u32) -> Config {
+    let max_queues = QUEUES.load(Ordering::Relaxed);
+    Config { vps: hv::vp::indices(vcpus), max_queues, ..Config::default() }
 }
 
 /// Pages of the pool a card takes with its interface.
 fn pages() -> usize {
-    let config = config();
-    config.pages(config.max_queues) + BOUNCE_PAGES
+    let queues = QUEUES.load(Ordering::Relaxed);
+    Config::default().pages(queues) + bounce_pages(queues)
+}
+
+/// Heap a card takes with its interface.
+fn card_heap_bytes() -> usize {
+    let queues = usize::from(QUEUES.load(Ordering::Relaxed));
+    CARD_BYTES + queues * (CARD_QUEUE_BYTES + VIF_QUEUE_BYTES)
 }
 
 /// Before anything is offered: `wanted` is `pontoon.vif=`, `spare` `pontoon.net-spare=`.
-pub(super) fn start(wanted: &[u8], spare: u8) {
+pub(super) fn start(wanted: &[u8], spare: u8, vcpus: u32) {
     KNOWN.lock().plan = parse(wanted);
     SPARE.store(spare, Ordering::Relaxed);
+    QUEUES.store(Limits::new(vcpus).queues, Ordering::Relaxed);
+}
+
+/// Heap that [`attach`] takes, and cards that come later.
+pub(super) fn heap_bytes() -> usize {
+    let queues = usize::from(QUEUES.load(Ordering::Relaxed));
+    let interfaces = KNOWN.lock().cards.len() * (CARD_BYTES + queues * VIF_QUEUE_BYTES);
+    interfaces + usize::from(SPARE.load(Ordering::Relaxed)) * card_heap_bytes()
 }
 
 /// `None` where the option says that there are no cards, or nothing sensible: none are better than
@@ -149,16 +172,15 @@ pub(super) fn card_offered(instance: Guid) -> bool {
 
 /// Whether there is what one more card takes, from now on at boot.
 fn has_memory(instance: Guid) -> bool {
-    if heap::free_bytes() < HEAP_BYTES {
+    let is_late = STARTED.load(Ordering::Acquire);
+    // Until there is a guest the heap grows.
+    if is_late && heap::free_bytes() < card_heap_bytes() {
         log!(Error, "network card {instance}: not used, no heap for it");
         return false;
     }
     let pages = pages();
-    let has_pages = if STARTED.load(Ordering::Acquire) {
-        pool::free_pages() >= pages + POOL_RESERVE
-    } else {
-        pool::grow(pages as u64)
-    };
+    let has_pages =
+        if is_late { pool::free_pages() >= pages + POOL_RESERVE } else { pool::grow(pages as u64) };
     if !has_pages {
         let kib = pages * 4;
         log!(
@@ -171,7 +193,7 @@ fn has_memory(instance: Guid) -> bool {
 
 /// Sets memory aside for cards that come later.
 pub(super) fn set_aside() {
-    for _ in 0..SPARE.swap(0, Ordering::Relaxed) {
+    for _ in 0..SPARE.load(Ordering::Relaxed) {
         if !pool::grow(pages() as u64) {
             log!(Error, "pontoon.net-spare asks for more memory than there is for cards");
             return;
@@ -446,8 +468,8 @@ fn make(env: &Env<'_, Shim<'_>>, card: &Arc<Card>, entry: Entry) {
             return;
         };
         let device = Device::new(super::bus(), Arc::clone(card));
-        let bounce = Bounce::new();
         let limits = Limits::new(env.dom.nr_vcpus);
+        let bounce = Bounce::new(limits.queues);
         let Some(vif) = Vif::new(index, config, limits, device, &bounce.0) else {
             log!(Error, "vif {handle}: no memory for its queues");
             return;

@@ -1,7 +1,7 @@
 //! Debian's kernel with its xen-netfront, under the shim.
 
 use crate::lab::Lab;
-use crate::native::{Test, mark, on_tap, on_user_network, place, prepared};
+use crate::native::{Test, all_channels_used, mark, on_tap, on_user_network, place, prepared};
 use crate::pressure::under_pressure;
 use anyhow::{Result, ensure};
 use pontoon::host::Machine;
@@ -16,8 +16,13 @@ const LONG_LIMIT: Duration = Duration::from_secs(7200);
 const MAC: &str = "00:15:5d:12:34:56";
 
 /// The tests every kernel has.
-pub const TESTS: [(&str, Test); 4] =
-    [("xen-user", user), ("xen-tap", tap), ("xen-pressure", pressure), ("xen-much", much)];
+pub const TESTS: [(&str, Test); 5] = [
+    ("xen-user", user),
+    ("xen-tap", tap),
+    ("xen-queues", queues),
+    ("xen-pressure", pressure),
+    ("xen-much", much),
+];
 
 /// A guest that does `test`.
 fn guest(lab: &mut Lab, spec: &str, test: &str) -> Result<Machine> {
@@ -82,6 +87,20 @@ fn tap(lab: &mut Lab, spec: &str) -> Result<()> {
     let nic = &report.nics["net0"];
     ensure!(nic.sent_large > 10 && nic.sent_checksum > 100, "no offloads: {nic:?}");
     Ok(())
+}
+
+/// A queue for each of four vCPUs, with a channel of the host's each, all of them used both ways.
+fn queues(lab: &mut Lab, spec: &str) -> Result<()> {
+    let network = Network::new()?;
+    let mut machine = guest(lab, spec, "xen_queues")?;
+    machine.cpus = 4;
+    machine.append.push_str(&place(&network));
+    machine.nets.push(format!("tap,ifname={}", network.ifname).parse()?);
+    let (transcript, report) = on_tap(lab, &machine, &network, Lab::run_with)?;
+    for name in ["queues", "interrupts"] {
+        ensure!(mark(&transcript, name)? == "4", "{name}: {}", mark(&transcript, name)?);
+    }
+    all_channels_used(&report, 4)
 }
 
 /// 10 000 pings of which none is lost, a GiB each way, 100 000 short connections.

@@ -102,6 +102,11 @@ pub(super) struct Queue {
     device_gone: bool,
 }
 
+/// Grants that can be pinned at once.
+fn grants_of(requests: u16, max_segments: u16) -> u16 {
+    requests.saturating_mul(USUAL_SEGMENTS).max(max_segments.saturating_mul(2))
+}
+
 /// A connected ring.
 struct Attached {
     ring: BackRing<Pages>,
@@ -133,7 +138,7 @@ impl Queue {
             slot.next = next;
         }
         let nothing = Segment { gpfn: Mfn(0), offset: 0, len: 0 };
-        let grants = requests.saturating_mul(USUAL_SEGMENTS).max(max_segments.saturating_mul(2));
+        let grants = grants_of(requests, max_segments);
         Some(Self {
             number: super::of_port(port).1,
             port,
@@ -154,6 +159,13 @@ impl Queue {
             flush_unsupported: false,
             device_gone: false,
         })
+    }
+
+    /// Bytes of heap a queue takes.
+    pub(super) fn heap_bytes(requests: u16, max_segments: u16) -> usize {
+        usize::from(requests) * size_of::<Slot>()
+            + Pool::heap_bytes(grants_of(requests, max_segments))
+            + usize::from(max_segments) * 3 * size_of::<Segment>()
     }
 
     pub(super) fn port(&self) -> Option<u32> {

@@ -68,6 +68,11 @@ impl Pool {
         Some(Self { nodes, free: if count == 0 { NONE } else { 0 }, left: count })
     }
 
+    /// Bytes of heap so many nodes take.
+    pub(super) fn heap_bytes(count: u16) -> usize {
+        usize::from(count) * size_of::<Node>()
+    }
+
     /// Nodes that are free.
     pub(super) const fn left(&self) -> u16 {
         self.left

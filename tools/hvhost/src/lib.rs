@@ -30,6 +30,7 @@ pub mod msrs;
 pub mod net;
 pub mod netvsp;
 pub mod options;
+mod pace;
 pub mod pm;
 pub mod ports;
 pub mod probe;

@@ -11,6 +11,7 @@
 pub mod checksum;
 pub mod frame;
 pub mod options;
+mod paced;
 pub mod slirp;
 pub mod stream;
 pub mod tap;
@@ -23,6 +24,8 @@ pub use options::{BackendOptions, NetOptions};
 pub use slirp::Slirp;
 pub use stream::Stream;
 pub use tap::Tap;
+
+use paced::Paced;
 
 use anyhow::{Context, Result};
 use std::io;
@@ -62,11 +65,19 @@ pub trait Backend: Send + Sync {
     fn stop(&self);
 }
 
-/// Opens what the options name.
+/// Opens what an adapter's options name.
 ///
 /// # Errors
 /// One line that says why not.
-pub fn open(options: &BackendOptions) -> Result<Arc<dyn Backend>> {
+pub fn open(options: &NetOptions) -> Result<Arc<dyn Backend>> {
+    let backend = open_backend(&options.backend)?;
+    Ok(match options.pps {
+        Some(pps) => Arc::new(Paced::new(backend, pps)),
+        None => backend,
+    })
+}
+
+fn open_backend(options: &BackendOptions) -> Result<Arc<dyn Backend>> {
     Ok(match options {
         BackendOptions::Tap { ifname, offload } => Arc::new(Tap::open(ifname, *offload)?),
         BackendOptions::Socket { path, offload } => Arc::new(Stream::open(path, *offload)?),

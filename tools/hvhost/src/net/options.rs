@@ -4,6 +4,7 @@ use crate::net::frame::Mac;
 use anyhow::{Context, Result, bail};
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -19,7 +20,7 @@ pub const QUEUES_MAX: u32 = 64;
 pub const ADAPTERS_MAX: usize = 16;
 
 const WORDS: &str =
-    "mac=, mtu=, queues=, detached, and for user hostfwd=, for tap ifname=, for socket path=";
+    "mac=, mtu=, queues=, pps=, detached, and for user hostfwd=, for tap ifname=, for socket path=";
 
 /// TCP or UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +115,8 @@ pub struct NetOptions {
     pub mtu: u16,
     /// Most channels; `None`: as many as processors.
     pub queues: Option<u32>,
+    /// Packets a second in each direction that the switch has time for; `None`: as many as can be.
+    pub pps: Option<NonZeroU32>,
     /// It is plugged in later, by `net-attach`.
     pub detached: bool,
 }
@@ -156,6 +159,7 @@ impl FromStr for NetOptions {
         let (kind, rest) = text.split_once(',').unwrap_or((text, ""));
         let mut words = Words::default();
         let (mut mac, mut mtu, mut queues, mut detached) = (None, MTU_DEFAULT, None, false);
+        let mut pps = None;
         for word in rest.split(',').filter(|_| text.contains(',')) {
             match word.split_once('=').unwrap_or((word, "")) {
                 ("mac", value) => mac = Some(value.parse().context("mac=")?),
@@ -171,6 +175,9 @@ impl FromStr for NetOptions {
                             format!("queues={value}: expected 1 to {QUEUES_MAX}")
                         })?);
                 }
+                ("pps", value) => {
+                    pps = Some(value.parse().with_context(|| format!("pps={value}: a number"))?);
+                }
                 ("detached", "") => detached = true,
                 ("hostfwd", value) => words.forwards.push(value.parse()?),
                 ("ifname", value) if !value.is_empty() => words.ifname = Some(value.into()),
@@ -181,7 +188,7 @@ impl FromStr for NetOptions {
                 _ => bail!("{word:?}: expected {WORDS}"),
             }
         }
-        Ok(Self { backend: words.backend(kind)?, mac, mtu, queues, detached })
+        Ok(Self { backend: words.backend(kind)?, mac, mtu, queues, pps, detached })
     }
 }
 
@@ -234,6 +241,9 @@ impl fmt::Display for NetOptions {
         if let Some(queues) = self.queues {
             write!(f, ",queues={queues}")?;
         }
+        if let Some(pps) = self.pps {
+            write!(f, ",pps={pps}")?;
+        }
         if self.detached {
             f.write_str(",detached")?;
         }
@@ -273,7 +283,7 @@ mod tests {
         for text in [
             "user,hostfwd=tcp::2222-:22,hostfwd=udp:127.0.0.1:53-:53,mtu=1500,queues=8,detached",
             "tap,ifname=t,offload=on,mac=00:15:5d:01:02:03,mtu=9000",
-            "socket,path=/x,offload=off,mtu=576",
+            "socket,path=/x,offload=off,mtu=576,pps=1000",
         ] {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
@@ -302,6 +312,8 @@ mod tests {
             "user,mtu=",
             "user,queues=0",
             "user,queues=65",
+            "user,pps=0",
+            "user,pps=",
             "user,mac=1",
             "user,mac=01:00:00:00:00:00",
             "user,hostfwd=22",

@@ -71,7 +71,7 @@ impl Network {
     }
 
     fn open(&self, number: usize, options: &NetOptions) -> Result<Arc<Nic>> {
-        let backend = net::open(&options.backend)?;
+        let backend = net::open(options)?;
         let channels = options.queues.unwrap_or(self.cpus);
         let parts = Parts {
             number,

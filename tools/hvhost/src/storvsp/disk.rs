@@ -1,11 +1,11 @@
 //! A disk in a file or block device.
 
+use crate::pace::Pace;
 use crate::storvsp::cache::WriteCache;
 use crate::storvsp::fault::{Fault, Kind, Op};
 use crate::storvsp::io::{Aligned, Transfer};
 use crate::storvsp::medium::Medium;
 use crate::storvsp::options::{DiskOptions, Format};
-use crate::storvsp::pace::Pace;
 use crate::storvsp::qcow2::Qcow2;
 use crate::storvsp::raw::Raw;
 use anyhow::{Context, Result, ensure};
@@ -18,6 +18,8 @@ use vm_memory::VolatileSlice;
 
 /// Most bytes written at once where a block is repeated.
 const REPEAT_BYTES: u64 = 256 << 10;
+/// What counts as one I/O of a disk that takes its time (`MaximumIOPS`).
+const PACE_BYTES: u64 = 8 << 10;
 
 /// An open disk.
 #[derive(Debug)]
@@ -149,7 +151,7 @@ impl Disk {
         };
         in_place.unwrap_or_else(|| self.bounce(kind, first, bytes, &pieces))?;
         if let Some(pace) = &self.pace {
-            pace.wait(begin, bytes);
+            pace.wait(begin, bytes.div_ceil(PACE_BYTES));
         }
         Ok(count)
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! ring ── controller: initialization, requests ── command: decode
 //!                                   │                  unit: do ── inquiry: tell
-//!                                   └── buffer: the guest's pages   disk ── raw, qcow2, cache, fault, pace
+//!                                   └── buffer: the guest's pages   disk ── raw, qcow2, cache, fault
 //! ```
 //! Each channel has a worker thread, which does its commands one after the other;
 //! a guest that wants several at once opens sub-channels, as Linux does.
@@ -18,7 +18,6 @@ pub mod inquiry;
 pub mod io;
 pub mod medium;
 pub mod options;
-mod pace;
 pub mod qcow2;
 pub mod raw;
 pub mod storage;

@@ -14,6 +14,7 @@ use pontoon_tests::net::{self, Network};
 use pontoon_tests::parts::{self, Running};
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -37,6 +38,10 @@ pub struct Net {
     /// IPv6.
     #[arg(long)]
     v6: bool,
+    /// Let the switch take so many packets a second in each direction, and no more [default: as many
+    /// as can be].
+    #[arg(long, value_name = "N")]
+    pps: Option<NonZeroU32>,
     /// Length of a phase.
     #[arg(long, default_value_t = 5, value_name = "N")]
     seconds: u32,
@@ -93,12 +98,13 @@ pub fn run(options: &Net) -> Result<()> {
         both.add_instructions(instructions(options, &kernel, &phases)?);
     }
     let (mtu, ip) = (options.mtu, if options.v6 { "IPv6" } else { "IPv4" });
-    let title = format!("Linux {} on hvhost, {ip}, MTU {mtu}", kernel.release);
+    let pace = options.pps.map(|pps| format!(", {pps} packets/s")).unwrap_or_default();
+    let title = format!("Linux {} on hvhost, {ip}, MTU {mtu}{pace}", kernel.release);
     both.print(&title, "packet of the MTU's size, or datagram");
     if let Some(path) = &options.json {
         let about = serde_json::json!({
             "benchmark": "net", "kernel": kernel.release, "package_version": kernel.version,
-            "mtu": mtu, "ip": ip,
+            "mtu": mtu, "ip": ip, "pps": options.pps,
         });
         both.write(path, about)?;
     }
@@ -147,15 +153,14 @@ fn carried(console: &str, name: &str, mtu: u32) -> Result<(f64, f64)> {
     let number = |of: &serde_json::Value, field: &str| {
         of[field].as_f64().with_context(|| format!("iperf3 says no {field}: {end}"))
     };
-    if end["sum"].is_object() {
-        let sum = &end["sum"];
-        return Ok((
-            number(sum, "packets")? - number(sum, "lost_packets")?,
-            number(sum, "seconds")?,
-        ));
-    }
     let sum = &end["sum_received"];
-    Ok((number(sum, "bytes")? / f64::from(mtu), number(sum, "seconds")?))
+    // `sum`, which only datagrams have, takes for arrived what was lost after the last that did.
+    let count = if end["sum"].is_object() {
+        number(sum, "packets")? - number(sum, "lost_packets")?
+    } else {
+        number(sum, "bytes")? / f64::from(mtu)
+    };
+    Ok((count, number(sum, "seconds")?))
 }
 
 /// iperf3's other end.
@@ -183,7 +188,9 @@ fn boot(
     let mut machine = Machine::new(&kernel.vmlinuz()?, Some(&initrd_path), &append);
     machine.memory_mib = MEMORY_MIB;
     machine.timeout = Some(LIMIT);
-    machine.nets = vec![format!("tap,ifname={},mtu={}", network.ifname, options.mtu).parse()?];
+    let pps = options.pps.map(|pps| format!(",pps={pps}")).unwrap_or_default();
+    let net = format!("tap,ifname={},mtu={}{pps}", network.ifname, options.mtu);
+    machine.nets = vec![net.parse()?];
     cost::count_phases(&mut machine, phases, options.trace);
     let machine = if native { machine } else { machine.under_shim(dir.path())? };
     host.run(&machine, &Input::default(), &mut |_| {})
@@ -248,7 +255,8 @@ mod tests {
     #[test]
     fn what_iperf_says() {
         let console = "@@ tcp-up-1 said {\"end\":{\"sum_received\":{\"seconds\":2.0,\"bytes\":3000}}}\r\n\
-            @@ udp-up said {\"end\":{\"sum\":{\"seconds\":5,\"packets\":70,\"lost_packets\":20}}}\n\
+            @@ udp-up said {\"end\":{\"sum\":{\"packets\":90},\
+              \"sum_received\":{\"seconds\":5,\"packets\":70,\"lost_packets\":20}}}\n\
             @@ udp-down said {\"error\":\"unable to connect\"}\n";
         assert_eq!(carried(console, "tcp-up-1", 1500).unwrap(), (2.0, 2.0));
         assert_eq!(carried(console, "udp-up", 1500).unwrap(), (50.0, 5.0));

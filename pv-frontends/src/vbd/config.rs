@@ -3,7 +3,8 @@
 //! `NAME` is a virtual device ([`Vdev::parse`]). `SOURCE` is `scsiC:L` for LUN `L` of the `C`-th
 //! SCSI controller, in the order the host offers them, or `scsiC:T:L` with a target; `pN` behind it
 //! takes partition `N` alone. Flags: `ro` refuses writes, `cdrom` calls it a CD-ROM drive, `rw` and
-//! `disk` are the defaults. Without the option every LUN is a disk, `xvda` the first.
+//! `disk` are the defaults. `none` alone: the guest has no disks. Without the option every LUN is
+//! a disk, `xvda` the first.
 
 use arrayvec::ArrayVec;
 
@@ -74,6 +75,9 @@ pub enum BadOption {
 /// The first entry that is wrong; the guest would not find the disks it expects.
 pub fn parse(text: &str) -> Result<ArrayVec<Entry, MAX_ENTRIES>, BadOption> {
     let mut entries = ArrayVec::<Entry, MAX_ENTRIES>::new();
+    if text == "none" {
+        return Ok(entries);
+    }
     for (index, part) in text.split(',').filter(|part| !part.is_empty()).enumerate() {
         let entry = parse_entry(part, index)?;
         if entries.iter().any(|other| clash(other, &entry)) {

@@ -86,6 +86,12 @@ proptest! {
     }
 }
 
+#[test]
+fn none_alone_is_no_disk() {
+    assert_eq!(parse("none").map(|entries| entries.len()), Ok(0));
+    assert_eq!(parse("none,xvda:scsi0:0"), Err(BadOption::Source(0)));
+}
+
 fn lun(controller: u16, target: u8, lun: u8) -> Lun {
     Lun { controller, target, lun }
 }

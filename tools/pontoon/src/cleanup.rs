@@ -66,6 +66,41 @@ impl Scratch {
         Ok(Self { path })
     }
 
+    /// Makes a directory on the file system that `target` is to be on, beside it.
+    ///
+    /// # Errors
+    /// There is a `target` already, or nowhere to put it.
+    pub fn beside(target: &Path) -> Result<Self> {
+        let name = target.display();
+        anyhow::ensure!(
+            std::fs::symlink_metadata(target).is_err(),
+            "{name} exists already: nothing is overwritten"
+        );
+        let parent = match target.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let dir = tempfile::Builder::new().prefix(".pontoon-").tempdir_in(parent);
+        let path =
+            dir.with_context(|| format!("nothing can be made in {}", parent.display()))?.keep();
+        ours().dirs.push(path.clone());
+        Ok(Self { path })
+    }
+
+    /// Gives the directory, as it is, the name `target`: from now on it stays.
+    ///
+    /// # Errors
+    /// Those of renaming, or there is something of that name by now; then the directory goes.
+    pub fn publish(self, target: &Path) -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let name = || target.display().to_string();
+        // Temporary directories are their owner's alone.
+        let all = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&self.path, all).with_context(name)?;
+        // Of what may be there by now, a directory replaces an empty directory only.
+        std::fs::rename(&self.path, target).with_context(name)
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

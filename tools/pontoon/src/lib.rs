@@ -8,7 +8,10 @@
 //! - [`artefact`]: the project's own programs, found or built;
 //! - [`kvm`], [`nested`], [`qemu`], [`xen`]: the places a guest can run in;
 //! - [`plug`], [`wire`]: disks and networks of guests in the emulated machine;
-//! - [`host`]: choosing one of them and running a [`host::Machine`] there.
+//! - [`host`]: choosing one of them and running a [`host::Machine`] there;
+//! - [`guest`], [`pack`], [`mod@import`]: guests made into what a Hyper-V host runs;
+//! - [`qemu_img`]: disk images in other formats;
+//! - [`doctor`]: whether something will run.
 
 pub mod apt;
 pub mod artefact;
@@ -16,16 +19,22 @@ pub mod bundle;
 pub mod cache;
 pub mod cleanup;
 pub mod cpio;
+pub mod doctor;
+pub mod guest;
 pub mod host;
 pub mod image;
+pub mod import;
 pub mod initramfs;
 pub mod kernel;
 pub mod kvm;
 pub mod nested;
+pub mod options;
 pub mod outcome;
+pub mod pack;
 pub mod plug;
 pub mod protocol;
 pub mod qemu;
+pub mod qemu_img;
 pub mod setup;
 pub mod tty;
 pub mod wire;

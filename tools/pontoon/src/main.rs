@@ -1,13 +1,17 @@
-//! `pontoon`: boot an unmodified Xen PV kernel on Hyper-V's interfaces.
+//! `pontoon`: run, pack, import and examine Xen PV guests for Hyper-V.
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use hvhost::net::NetOptions;
 use pontoon::cleanup::{self, Scratch};
+use pontoon::doctor::options::Doctor;
 use pontoon::host::{Host, Input, Machine, Under};
 use pontoon::image::{self, Files};
+use pontoon::import::options::Import;
 use pontoon::kernel::{self, Kernel};
+use pontoon::options::parse_memory;
 use pontoon::outcome::Status;
+use pontoon::pack::options::Pack;
 use pontoon::{initramfs, say, setup, tty};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -29,6 +33,15 @@ enum Commands {
     /// fault, 5 crash; 6 when its time was over, 1 when it could not be started.
     /// Ctrl-A x leaves a guest.
     Boot(Box<Boot>),
+    /// Make a guest into a directory that a Hyper-V host runs: a disk to start from, the guest's
+    /// disks as VHDX, a PowerShell script.
+    Pack(Box<Pack>),
+    /// Import a guest of Xen's (xl.cfg, XVA, OVF, disk, partition, LVM volume) into such a
+    /// directory.
+    Import(Box<Import>),
+    /// Say whether and how kernels, disk images and configurations will run; the exit status is 1
+    /// if one of them will not.
+    Doctor(Doctor),
 }
 
 #[derive(clap::Args)]
@@ -99,23 +112,14 @@ enum Where {
     Qemu,
 }
 
-/// A size in MiB.
-fn parse_memory(text: &str) -> Result<u64, String> {
-    let (number, unit) =
-        text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 =
-        number.parse().map_err(|_| format!("\"{text}\" is no size; write 512M or 1G"))?;
-    let mib = match unit.to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
-        "" | "M" => Some(number),
-        "G" => number.checked_mul(1024),
-        _ => return Err(format!("\"{unit}\" is no unit of memory; use M or G")),
-    };
-    mib.filter(|m| (64..=64 * 1024).contains(m)).ok_or_else(|| "memory is from 64M to 64G".into())
-}
-
 fn main() -> ExitCode {
-    let Commands::Boot(boot) = Cli::parse().command;
-    match run(&boot) {
+    let status = match Cli::parse().command {
+        Commands::Boot(boot) => run(&boot),
+        Commands::Pack(pack) => pack.run().map(|()| Status(0)),
+        Commands::Import(import) => import.run().map(|()| Status(0)),
+        Commands::Doctor(doctor) => doctor.run().map(|all| Status(i32::from(!all))),
+    };
+    match status {
         // Outcomes are small; what is not fits no exit status.
         Ok(Status(status)) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
         Err(e) => {

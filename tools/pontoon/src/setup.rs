@@ -1,5 +1,6 @@
 //! Installing what the project needs from Debian.
 
+use crate::pack::plan::Medium;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -3,6 +3,7 @@
 use super::bytes::{ReadAt, Window};
 use super::format::{Content, container, content, fixed_vhd};
 use super::fs::{self, FileSystem, Kind};
+use super::lvm::{Group, Logical, Pieces};
 use super::partition::{Partition, Table, partitions};
 use anyhow::{Result, anyhow, bail};
 use std::rc::Rc;
@@ -10,11 +11,13 @@ use std::rc::Rc;
 /// Links that are followed before they are taken for a loop, as Linux does.
 const MAX_LINKS: u32 = 40;
 
-/// A partition, or the whole disk if it has none.
+/// A partition, the whole disk if it has none, or a logical volume on either.
 pub struct Volume {
-    /// Its number; `None` for the whole disk.
+    /// Its number, or that of the partition it is on; `None` for the whole disk.
     pub number: Option<u32>,
-    /// Its name in GRUB's way: `hd0,gpt2`, `hd0,msdos1`, `hd0`.
+    /// The logical volume, as `vg0/root`.
+    pub logical: Option<String>,
+    /// Its name in GRUB's way: `hd0,gpt2`, `hd0,msdos1`, `hd0`, `lvm/vg0-root`.
     pub device: String,
     active: bool,
     fs: Result<Box<dyn FileSystem>, String>,
@@ -54,17 +57,17 @@ impl Disk {
             _ => partitions(&*image, &|p| content(&window(p)).is_some()),
         };
         let volumes = match table {
-            None => vec![Volume::new(None, "hd0".into(), false, Rc::clone(&image))],
+            None => volumes(None, "hd0".into(), false, Rc::clone(&image)),
             Some((kind, partitions)) => {
                 let name = match kind {
                     Table::Mbr => "msdos",
                     Table::Gpt => "gpt",
                 };
-                let volume = |p: &Partition| {
+                let on = |p: &Partition| {
                     let device = format!("hd0,{name}{}", p.number);
-                    Volume::new(Some(p.number), device, p.active, Rc::new(window(p)))
+                    volumes(Some(p.number), device, p.active, Rc::new(window(p)))
                 };
-                partitions.iter().map(volume).collect()
+                partitions.iter().flat_map(on).collect()
             }
         };
         let disk = Self { volumes };
@@ -88,9 +91,10 @@ impl Disk {
         }
         let all = self.volumes.iter().filter_map(|v| {
             let why = v.fs.as_ref().err()?;
-            Some(match v.number {
-                Some(number) => format!("partition {number} holds {why}"),
-                None => format!("it holds {why}"),
+            Some(match (&v.logical, v.number) {
+                (Some(logical), _) => format!("{logical} holds {why}"),
+                (None, Some(number)) => format!("partition {number} holds {why}"),
+                (None, None) => format!("it holds {why}"),
             })
         });
         all.collect::<Vec<_>>().join("; ")
@@ -198,7 +202,7 @@ impl Disk {
     /// The partition `number`, or the whole disk.
     #[must_use]
     pub fn by_number(&self, number: Option<u32>) -> Option<usize> {
-        self.volumes.iter().position(|v| v.number == number)
+        self.volumes.iter().position(|v| v.number == number && v.logical.is_none())
     }
 
     fn position(&self, is: impl Fn(&dyn FileSystem) -> bool) -> Option<usize> {
@@ -208,9 +212,10 @@ impl Disk {
     /// The volume as messages name it.
     #[must_use]
     pub fn name(&self, volume: usize) -> String {
-        match self.volumes.get(volume).and_then(|v| v.number) {
-            Some(number) => format!("partition {number}"),
-            None => "the disk".into(),
+        match self.volumes.get(volume).map(|v| (&v.logical, v.number)) {
+            Some((Some(logical), _)) => format!("the volume {logical}"),
+            Some((None, Some(number))) => format!("partition {number}"),
+            _ => "the disk".into(),
         }
     }
 }
@@ -227,8 +232,32 @@ enum Walked {
     Missing(String),
 }
 
-impl Volume {
-    fn new(number: Option<u32>, device: String, active: bool, part: Rc<dyn ReadAt>) -> Self {
-        Self { number, device, active, fs: fs::open(part).map_err(|e| format!("{e:#}")) }
+/// What `part` is: one volume, or the logical ones on it.
+fn volumes(number: Option<u32>, device: String, active: bool, part: Rc<dyn ReadAt>) -> Vec<Volume> {
+    let whole = |fs| vec![Volume { number, logical: None, device: device.clone(), active, fs }];
+    if content(&*part) != Some(Content::LVM) {
+        return whole(fs::open(part).map_err(|e| format!("{e:#}")));
     }
+    let group = match Group::read(&*part) {
+        Ok(group) if group.volumes.is_empty() => {
+            return whole(Err(format!("the LVM group {}, which has no volumes", group.name)));
+        }
+        Ok(group) => group,
+        Err(error) => return whole(Err(format!("LVM, which cannot be read: {error:#}"))),
+    };
+    let logical = |Logical { name, pieces }: Logical| {
+        let open = |pieces| {
+            let part: Rc<dyn ReadAt> = Rc::new(Pieces::new(Rc::clone(&part), pieces));
+            fs::open(part).map_err(|e| format!("{e:#}"))
+        };
+        let fs = pieces.map_err(|why| format!("nothing that can be read: {why}")).and_then(open);
+        let device = format!("lvm/{}-{}", escaped(&group.name), escaped(&name));
+        Volume { number, logical: Some(format!("{}/{name}", group.name)), device, active, fs }
+    };
+    group.volumes.iter().cloned().map(logical).collect()
+}
+
+/// A part of a device mapper's name, in which a single hyphen divides.
+fn escaped(name: &str) -> String {
+    name.replace('-', "--")
 }

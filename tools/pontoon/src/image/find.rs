@@ -204,7 +204,12 @@ fn root_device(disk: &Disk, kernels_on: usize) -> String {
             }
         }
     }
-    let number = disk.volumes().get(root.unwrap_or(kernels_on)).and_then(|v| v.number);
+    let volume = disk.volumes().get(root.unwrap_or(kernels_on));
+    if let Some((logical, device)) = volume.and_then(|v| Some((v.logical.as_ref()?, &v.device))) {
+        let name = device.strip_prefix("lvm/").unwrap_or(logical);
+        return format!("/dev/mapper/{name}");
+    }
+    let number = volume.and_then(|v| v.number);
     number.map_or("/dev/xvda".into(), |n| format!("/dev/xvda{n}"))
 }
 

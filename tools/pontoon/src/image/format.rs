@@ -44,6 +44,11 @@ pub enum Content {
     Other(&'static str),
 }
 
+impl Content {
+    /// A physical volume of LVM's.
+    pub const LVM: Self = Self::Other("LVM");
+}
+
 /// Contents told by a fixed magic number: name, offset, magic.
 const CONTENTS: [(&str, u64, &[u8]); 15] = [
     ("XFS", 0, b"XFSB"),

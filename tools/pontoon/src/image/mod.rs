@@ -3,7 +3,7 @@
 //!
 //! From the bottom up:
 //! - [`bytes`], [`qcow2`]: reading an image, which is never written;
-//! - [`partition`], [`mod@format`]: partitions, and what they hold;
+//! - [`partition`], [`mod@format`]: partitions, and what they hold; [`lvm`]: logical volumes;
 //! - [`fs`]: the file systems ext2/3/4 ([`ext`]) and FAT ([`fat`]);
 //! - [`disk`]: files across the volumes of a disk;
 //! - [`menu`]: boot menus, from [`grub`], [`legacy`], [`syslinux`], [`bls`];
@@ -23,6 +23,8 @@ pub mod format;
 pub mod fs;
 pub mod grub;
 pub mod legacy;
+pub mod lvm;
+mod lvm_text;
 pub mod menu;
 pub mod partition;
 mod qcow2;

@@ -47,6 +47,37 @@ const TEST: &[Need] = &[
     need("iperf3", "/usr/bin/iperf3"),
 ];
 
+/// What packs are made with.
+const PACK: &[Need] = &[
+    need("qemu-utils", "/usr/bin/qemu-img"),
+    need("dosfstools", "/sbin/mkfs.vfat"),
+    need("mtools", "/usr/bin/mcopy"),
+];
+
+/// What GRUB is put on a disk with.
+const GRUB: &[Need] = &[
+    need("grub-common", "/usr/bin/grub-mkimage"),
+    need("grub-pc-bin", "/usr/lib/grub/i386-pc/boot.img"),
+];
+
+/// What ISO images take beyond that.
+const ISO: &[Need] = &[
+    need("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/normal.mod"),
+    need("xorriso", "/usr/bin/xorriso"),
+];
+
+/// Makes sure packs can be made.
+pub fn for_packing(medium: Medium) -> Result<()> {
+    ensure(PACK)?;
+    if medium != Medium::Vhdx {
+        ensure(GRUB)?;
+    }
+    if medium == Medium::Iso {
+        ensure(ISO)?;
+    }
+    for_building()
+}
+
 /// Makes sure guests can be run.
 pub fn for_running() -> Result<()> {
     ensure(RUN)

@@ -1,6 +1,7 @@
 //! Domain-wide state, shared by all vCPUs.
 //!
 //! Lock order (take left before right): `gnttab` -> `evtchn` -> `VcpuShared::info` -> `console`.
+//! `taken` stands alone, but that a frame is given up while it is held.
 //! The store's lock stands alone: a backend may hold its own when it takes it, nothing is taken
 //! while it is held, and events are sent after it was given back.
 
@@ -89,6 +90,8 @@ pub struct Domain {
     pub sched: crate::sched::DomainSched,
     /// Interrupt lines.
     pub physdev: crate::physdev::Physdev,
+    /// A frame that must not become an L4 now.
+    pub taken: crate::mmu::Taken,
 }
 
 impl VcpuShared {
@@ -178,6 +181,7 @@ impl Domain {
             identity: Identity::default(),
             sched: crate::sched::DomainSched::default(),
             physdev: crate::physdev::Physdev::default(),
+            taken: crate::mmu::Taken::new(),
         }
     }
 }

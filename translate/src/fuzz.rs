@@ -181,6 +181,7 @@ fn check(machine: &Machine) {
     assert_eq!(words[256].load(Relaxed), HOLE_ENTRY, "the hypervisor is mapped");
     let owned = (0..FRAMES).filter(|pfn| plat.may_map(mfn(*pfn))).count();
     assert_eq!(machine.dom.nr_pages.load(Relaxed), owned as u64);
+    assert!(!machine.vcpus[0].mmu.flushes.wait(), "a flush is left over");
 }
 
 /// How many sequences are tried; `PONTOON_FUZZ_CASES` says otherwise.

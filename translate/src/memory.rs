@@ -208,9 +208,10 @@ fn one_extent<P: Platform>(
 
 /// Takes a frame from the guest, unless ring 0 would fall with it.
 fn release<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> Option<()> {
-    if mmu::is_loaded(cx, mfn) || gnttab::is_pinned(cx.dom, mfn) || !cx.plat.release_frame(mfn) {
+    if gnttab::is_pinned(cx.dom, mfn) {
         return None;
     }
+    mmu::unless_loaded(cx, mfn, || cx.plat.release_frame(mfn)).filter(|&released| released)?;
     cx.dom.nr_pages.fetch_sub(1, Relaxed);
     Some(())
 }

@@ -5,6 +5,7 @@ use core::mem::offset_of;
 use xen_abi::hypercall::{HypercallNr, MulticallEntry};
 use xen_abi::{Errno, GuestVa};
 
+use crate::mmu::flush;
 use crate::outcome::{HcResult, Outcome, efault, ret};
 use crate::platform::Platform;
 use crate::regs::CpuRegs;
@@ -29,6 +30,7 @@ pub fn multicall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
     let mut left = regs.rsi as u32;
     let saved = Arguments::of(regs);
     let mut budget = BATCH;
+    cx.vcpu.mmu.flushes.collect();
     let outcome = loop {
         if left == 0 {
             break ret(0);
@@ -41,12 +43,19 @@ pub fn multicall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
             Ok(words) => words,
             Err(fault) => break Err(efault(fault)),
         };
+        // mmuext_op knows itself what must not overtake a flush.
+        if cx.vcpu.mmu.flushes.wait() && op != u64::from(HypercallNr::mmuext_op.0) {
+            flush::send(cx);
+        }
         let result = match dispatch::plain(cx, op, [a, b, c, d]) {
             Some(value) => value,
             None => match one(cx, regs, GuestVa(list)) {
                 Ok(Outcome::Return(value)) => value,
                 // iret: the registers are no longer this call's.
-                Ok(Outcome::Replaced) => return Ok(Outcome::Replaced),
+                Ok(Outcome::Replaced) => {
+                    flush::end(cx);
+                    return Ok(Outcome::Replaced);
+                }
                 Ok(Outcome::Block) if left != 1 && cx.vcpu.wait != Wait::Down => {
                     // A block may end early for any reason; here it does at once.
                     sched::cancel_wait(cx);
@@ -62,6 +71,7 @@ pub fn multicall<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
         list = list.wrapping_add(ENTRY);
         left -= 1;
     };
+    flush::end(cx);
     saved.restore(regs);
     (regs.rdi, regs.rsi) = (list, left.into());
     outcome

@@ -26,7 +26,7 @@ use crate::regs::{CpuRegs, selector};
 use crate::sched::Wait;
 use crate::trap_table::is_canonical;
 use crate::vcpu::Vcpu;
-use crate::{Ctx, debugreg, descriptor, emulate, requests, time};
+use crate::{Ctx, debugreg, descriptor, emulate, mmu, requests, time};
 
 /// CR0.TS.
 const CR0_TS: u64 = 1 << 3;
@@ -327,18 +327,9 @@ pub(crate) fn come_back<P: Platform>(cx: &mut Ctx<'_, P>) {
         info.evtchn_pending_sel.store(u64::MAX, Ordering::SeqCst);
         info.evtchn_upcall_pending.store(1, Ordering::SeqCst);
     }
-    if !load_tables(cx, cx.vcpu.mmu.l4) {
+    if !mmu::load_l4(cx, Mfn(cx.vcpu.mmu.l4)) {
         cx.plat.shutdown(Shutdown::DomainCrash("a vCPU's page table is gone"), None);
     }
-}
-
-/// Loads an L4, and lets flushes count the vCPU in before anything is walked.
-fn load_tables<P: Platform>(cx: &mut Ctx<'_, P>, l4: u64) -> bool {
-    if let Some(shared) = shared(cx.dom, cx.vcpu.id) {
-        shared.l4.store(l4, Ordering::SeqCst);
-    }
-    cx.vcpu.mmu.l4 = l4;
-    cx.plat.load_cr3(Mfn(l4))
 }
 
 /// A new vCPU is up: loads its context on its processor and returns the registers of its first
@@ -349,7 +340,7 @@ pub fn enter<P: Platform>(cx: &mut Ctx<'_, P>) -> CpuRegs {
         cx.plat.shutdown(Shutdown::DomainCrash("a vCPU is up without a context"), None);
     };
     cx.vcpu.entry.info = info;
-    if !load_tables(cx, start.l4) {
+    if !mmu::load_l4(cx, Mfn(start.l4)) {
         cx.plat.shutdown(Shutdown::DomainCrash("a vCPU's page table is gone"), None);
     }
     cx.vcpu.mmu.user_l4 = start.user_l4;

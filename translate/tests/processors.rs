@@ -1,5 +1,6 @@
-//! Models of what vCPUs do to each other, in every order there is: shootdowns (the code itself), and
-//! requests and kicks (their protocol, as `requests.rs` and `sched.rs` have it).
+//! Models of what vCPUs do to each other, in every order there is: shootdowns (the code itself), and the
+//! protocols of requests and kicks (`requests.rs`, `sched.rs`), of events (`evtchn/two_level.rs`, and the
+//! guest's part of it), of polls (`sched.rs`), and of frames that must be no L4 (`mmu/root.rs`).
 
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use loom::sync::{Arc, Condvar, Mutex};
@@ -189,5 +190,176 @@ fn no_wake_up_is_lost() {
             *kicked = false;
         }
         sender.join().unwrap();
+    });
+}
+
+/// A port, the words above it, and the interrupt that makes the vCPU look.
+struct Port {
+    pending: AtomicU64,
+    masked: AtomicU64,
+    selector: AtomicU64,
+    upcall: AtomicU64,
+    kicked: AtomicBool,
+}
+
+impl Port {
+    fn new(masked: bool) -> Self {
+        Self {
+            pending: AtomicU64::new(0),
+            masked: AtomicU64::new(masked.into()),
+            selector: AtomicU64::new(0),
+            upcall: AtomicU64::new(0),
+            kicked: AtomicBool::new(false),
+        }
+    }
+
+    /// The hypervisor's: selector, upcall, kick.
+    fn select(&self) {
+        if self.selector.fetch_or(1, Ordering::SeqCst) == 0
+            && self.upcall.swap(1, Ordering::SeqCst) == 0
+        {
+            self.kicked.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// The hypervisor's: an event for the port.
+    fn raise(&self) {
+        if self.pending.fetch_or(1, Ordering::SeqCst) != 0 {
+            return;
+        }
+        // loom takes SeqCst loads for Acquire; a locked instruction is a fence.
+        fence(Ordering::SeqCst);
+        if self.masked.load(Ordering::SeqCst) == 0 {
+            self.select();
+        }
+    }
+
+    /// The guest's event handler; the events it took. It leaves masked ports alone.
+    fn handle(&self) -> u64 {
+        let mut taken = 0;
+        while self.upcall.swap(0, Ordering::SeqCst) != 0 {
+            fence(Ordering::SeqCst);
+            if self.selector.swap(0, Ordering::SeqCst) != 0 {
+                fence(Ordering::SeqCst);
+                if self.masked.load(Ordering::SeqCst) == 0 {
+                    taken += self.pending.swap(0, Ordering::SeqCst);
+                }
+            }
+        }
+        taken
+    }
+
+    /// `EVTCHNOP_unmask`.
+    fn unmask(&self) {
+        if self.masked.swap(0, Ordering::SeqCst) != 0 {
+            fence(Ordering::SeqCst);
+            if self.pending.load(Ordering::SeqCst) != 0 {
+                self.select();
+            }
+        }
+    }
+
+    /// No event is left that nothing leads the guest to.
+    fn settle(&self, raised: u64, mut taken: u64) {
+        if self.kicked.load(Ordering::SeqCst) {
+            taken += self.handle();
+        }
+        assert_eq!(self.pending.load(Ordering::SeqCst), 0, "an event without a kick");
+        assert!((1..=raised).contains(&taken), "{taken} of {raised}");
+    }
+}
+
+/// Two events from two vCPUs while the guest handles one: each is taken, or leads to a kick.
+#[test]
+fn no_event_is_lost() {
+    model(|| {
+        let port = Arc::new(Port::new(false));
+        let senders = [0, 1].map(|_| {
+            let port = Arc::clone(&port);
+            thread::spawn(move || port.raise())
+        });
+        let taken = port.handle();
+        for sender in senders {
+            sender.join().unwrap();
+        }
+        port.settle(2, taken);
+    });
+}
+
+/// An event while the guest unmasks the port on another vCPU than the one that is told.
+#[test]
+fn no_event_is_lost_by_unmasking() {
+    model(|| {
+        let port = Arc::new(Port::new(true));
+        let (raises, unmasks) = (Arc::clone(&port), Arc::clone(&port));
+        let sender = thread::spawn(move || raises.raise());
+        let owner = thread::spawn(move || unmasks.unmask());
+        let taken = port.handle();
+        sender.join().unwrap();
+        owner.join().unwrap();
+        port.settle(1, taken);
+    });
+}
+
+/// An event for a vCPU that begins to poll its port: the poll does not begin, or ends.
+#[test]
+fn no_poll_sleeps_over_its_event() {
+    model(|| {
+        let polls = Arc::new((AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false)));
+        let other = Arc::clone(&polls);
+        let sender = thread::spawn(move || {
+            let (pending, pollers, kicked) = &*other;
+            pending.fetch_or(1, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if pollers.load(Ordering::SeqCst) != 0 && pollers.swap(0, Ordering::SeqCst) != 0 {
+                kicked.store(true, Ordering::SeqCst);
+            }
+        });
+        let (pending, pollers, kicked) = &*polls;
+        pollers.fetch_or(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let sleeps = pending.load(Ordering::SeqCst) == 0;
+        sender.join().unwrap();
+        if sleeps {
+            assert_eq!(pollers.load(Ordering::SeqCst), 0, "it polls for ever");
+            assert!(kicked.load(Ordering::SeqCst), "it is not told");
+        }
+    });
+}
+
+/// A vCPU loads an L4 while another one clears the frame: the processor never runs on one without the
+/// hypervisor's slots.
+#[test]
+fn no_l4_in_use_is_cleared() {
+    const FRAME: u64 = 5;
+    struct Shared {
+        on: AtomicU64,
+        taken: AtomicU64,
+        slots: AtomicU64,
+    }
+    model(|| {
+        let shared = Arc::new(Shared {
+            on: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            slots: AtomicU64::new(0),
+        });
+        let other = Arc::clone(&shared);
+        let clears = thread::spawn(move || {
+            other.taken.swap(FRAME, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if other.on.load(Ordering::SeqCst) != FRAME {
+                other.slots.store(0, Ordering::Relaxed);
+            }
+            other.taken.swap(0, Ordering::SeqCst);
+        });
+        shared.on.swap(FRAME, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        while shared.taken.load(Ordering::SeqCst) == FRAME {
+            thread::yield_now();
+        }
+        shared.slots.store(1, Ordering::Relaxed);
+        // On it from here.
+        clears.join().unwrap();
+        assert_eq!(shared.slots.load(Ordering::Relaxed), 1, "ring 0 is not mapped");
     });
 }

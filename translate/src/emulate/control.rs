@@ -40,11 +40,9 @@ pub(super) fn write_cr<P: Platform>(
         0 if (value ^ CR0) & !CR0_TS == 0 => set_ts(cx, value & CR0_TS != 0),
         2 => cx.vcpu.entry.info.arch.cr2.store(value, Relaxed),
         3 => {
-            let l4 = Mfn(value >> 12);
-            if !cx.plat.load_cr3(l4) {
+            if !mmu::load_l4(cx, Mfn(value >> 12)) {
                 return Err(GP0);
             }
-            mmu::note_l4(cx, l4);
         }
         // Bits that are not the guest's are ignored, as Xen ignores them.
         4 => cx.plat.set_guest_cr4(value & cr4_allowed(cx)),

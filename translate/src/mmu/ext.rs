@@ -5,12 +5,13 @@ use core::sync::atomic::Ordering::Relaxed;
 use xen_abi::mm::{MmuextCmd, MmuextOp};
 use xen_abi::{Errno, GuestVa, Mfn};
 
-use super::{Batch, Owner, flush_set, is_loaded, note_l4, page_owner, vcpu_set};
+use super::flush::{self, flush, is_flush, vcpu_set};
+use super::{Batch, Owner, load_l4, page_owner, unless_loaded};
 use crate::Ctx;
 use crate::debugreg::address_ok;
 use crate::descriptor;
 use crate::outcome::{HcResult, efault, ret};
-use crate::platform::{PageWords, Platform, VcpuSet};
+use crate::platform::{Platform, VcpuSet};
 use crate::regs::CpuRegs;
 
 /// Operations taken in one go; the rest is a continuation.
@@ -64,9 +65,7 @@ pub fn mmuext_op<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcResu
 /// `MMUEXT_NEW_BASEPTR`.
 #[inline(always)]
 fn new_baseptr<P: Platform>(cx: &mut Ctx<'_, P>, mfn: Mfn) -> Result<(), Errno> {
-    good(cx.plat.load_cr3(mfn))?;
-    note_l4(cx, mfn);
-    Ok(())
+    good(load_l4(cx, mfn))
 }
 
 /// `MMUEXT_NEW_USER_BASEPTR`.
@@ -88,6 +87,9 @@ const fn good(done: bool) -> Result<(), Errno> {
 fn operate<P: Platform>(cx: &mut Ctx<'_, P>, op: MmuextOp) -> Result<(), Errno> {
     let mfn = Mfn(op.arg1);
     let va = GuestVa(op.arg1);
+    if !is_flush(op.cmd) {
+        flush::send(cx);
+    }
     match op.cmd {
         MmuextCmd::NEW_BASEPTR => new_baseptr(cx, mfn)?,
         MmuextCmd::NEW_USER_BASEPTR => new_user_baseptr(cx, mfn)?,
@@ -99,17 +101,20 @@ fn operate<P: Platform>(cx: &mut Ctx<'_, P>, op: MmuextOp) -> Result<(), Errno> 
         | MmuextCmd::UNPIN_TABLE => good(cx.plat.may_map(mfn))?,
         MmuextCmd::TLB_FLUSH_LOCAL => cx.plat.flush_tlb_local(),
         MmuextCmd::INVLPG_LOCAL => cx.plat.invlpg_local(va),
-        MmuextCmd::TLB_FLUSH_MULTI => flush_set(cx, named(cx, op.arg2)?, None),
+        MmuextCmd::TLB_FLUSH_MULTI => {
+            let set = named(cx, op.arg2)?;
+            flush(cx, set, None);
+        }
         MmuextCmd::INVLPG_MULTI => {
             let set = named(cx, op.arg2)?;
             if address_ok(va.0) {
-                flush_set(cx, set, Some(va));
+                flush(cx, set, Some(va));
             }
         }
-        MmuextCmd::TLB_FLUSH_ALL => cx.plat.flush_tlb(VcpuSet::All, None),
+        MmuextCmd::TLB_FLUSH_ALL => flush(cx, VcpuSet::All, None),
         MmuextCmd::INVLPG_ALL => {
             if address_ok(va.0) {
-                cx.plat.flush_tlb(VcpuSet::All, Some(va));
+                flush(cx, VcpuSet::All, Some(va));
             }
         }
         // A domain without devices of its own may not.
@@ -117,15 +122,17 @@ fn operate<P: Platform>(cx: &mut Ctx<'_, P>, op: MmuextOp) -> Result<(), Errno> 
         MmuextCmd::FLUSH_CACHE_GLOBAL => return Err(Errno::EINVAL),
         MmuextCmd::SET_LDT => descriptor::set_ldt(cx, op.arg1, op.arg2 as u32)?,
         MmuextCmd::CLEAR_PAGE => {
-            for word in writable(cx, mfn)? {
-                word.store(0, Relaxed);
-            }
+            let words = cx.plat.frame(mfn).ok_or(Errno::EINVAL)?;
+            let clear = || words.iter().for_each(|word| word.store(0, Relaxed));
+            unless_loaded(cx, mfn, clear).ok_or(Errno::EINVAL)?;
         }
         MmuextCmd::COPY_PAGE => {
             let from = cx.plat.frame(Mfn(op.arg2)).ok_or(Errno::EINVAL)?;
-            for (to, from) in writable(cx, mfn)?.iter().zip(from) {
-                to.store(from.load(Relaxed), Relaxed);
-            }
+            let words = cx.plat.frame(mfn).ok_or(Errno::EINVAL)?;
+            let copy = || {
+                words.iter().zip(from).for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
+            };
+            unless_loaded(cx, mfn, copy).ok_or(Errno::EINVAL)?;
         }
         MmuextCmd::MARK_SUPER | MmuextCmd::UNMARK_SUPER => return Err(Errno::EOPNOTSUPP),
         _ => return Err(Errno::ENOSYS),
@@ -134,12 +141,6 @@ fn operate<P: Platform>(cx: &mut Ctx<'_, P>, op: MmuextOp) -> Result<(), Errno> 
 }
 
 /// The vCPUs a flush names; Xen has one error for all that is wrong with the bitmap.
-fn named<P: Platform>(cx: &Ctx<'_, P>, bitmap: u64) -> Result<u64, Errno> {
-    vcpu_set(cx, bitmap).map_err(|_| Errno::EINVAL)
-}
-
-/// A page that may be overwritten as a whole: the guest's, and no processor's L4.
-fn writable<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> Result<&'static PageWords, Errno> {
-    let words = cx.plat.frame(mfn).ok_or(Errno::EINVAL)?;
-    if is_loaded(cx, mfn) { Err(Errno::EINVAL) } else { Ok(words) }
+fn named<P: Platform>(cx: &Ctx<'_, P>, bitmap: u64) -> Result<VcpuSet, Errno> {
+    vcpu_set(cx, bitmap).map(VcpuSet::Mask).map_err(|_| Errno::EINVAL)
 }

@@ -13,8 +13,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use xen_abi::mm::{
     DomId, FIRST_XEN_SLOT, HYPERVISOR_VIRT_START, LAST_XEN_SLOT, MMU_MACHPHYS_UPDATE,
     MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_NO_TRANSLATE, MMU_PT_UPDATE_PRESERVE_AD,
-    MMU_UPDATE_PREEMPTED, MmuUpdate, UVMF_ALL, UVMF_FLUSHTYPE_MASK, UVMF_INVLPG, UVMF_TLB_FLUSH,
-    pte,
+    MMU_UPDATE_PREEMPTED, MmuUpdate, UVMF_FLUSHTYPE_MASK, UVMF_INVLPG, UVMF_TLB_FLUSH, pte,
 };
 use xen_abi::{Errno, GuestVa, MachineAddr, Mfn, Pfn};
 use zerocopy::IntoBytes;
@@ -23,14 +22,19 @@ use crate::Ctx;
 use crate::debugreg::address_ok;
 use crate::evtchn::{GUEST_DOMID, Named, domain_by_any_id};
 use crate::outcome::{HcResult, Outcome, efault, ret};
-use crate::platform::{GuestMemory, PageWords, Platform, VcpuSet};
+use crate::platform::{GuestMemory, PageWords, Platform};
 use crate::regs::CpuRegs;
 
 mod ext;
+pub(crate) mod flush;
+mod root;
 #[cfg(test)]
 mod tests;
 
 pub use ext::{mmuext_op, mmuext_op_plain};
+pub use flush::Flushes;
+pub use root::Taken;
+pub(crate) use root::{is_loaded, load_l4, unless_loaded};
 
 /// Requests taken in one go; the rest is a continuation.
 const BATCH: u32 = 512;
@@ -44,22 +48,8 @@ pub struct VcpuMmu {
     pub l4: u64,
     /// The L4 the guest means for user mode (`MMUEXT_NEW_USER_BASEPTR`), 0 = none.
     pub user_l4: u64,
-}
-
-/// Whether a processor uses this frame as its L4. Any other frame may be overwritten as a whole:
-/// an L4 gets the hypervisor's slots anew when it is loaded.
-#[cold]
-pub(crate) fn is_loaded<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> bool {
-    cx.vcpu.mmu.l4 == mfn.0 || cx.dom.vcpus.iter().any(|vcpu| vcpu.l4.load(Relaxed) == mfn.0)
-}
-
-/// The vCPU's processor uses this frame as its L4 from now on.
-#[inline(always)]
-pub(crate) fn note_l4<P: Platform>(cx: &mut Ctx<'_, P>, mfn: Mfn) {
-    cx.vcpu.mmu.l4 = mfn.0;
-    if let Some(shared) = cx.dom.vcpus.get(cx.vcpu.id as usize) {
-        shared.l4.store(mfn.0, Relaxed);
-    }
+    /// TLB flushes of a multicall that wait.
+    pub flushes: Flushes,
 }
 
 /// Whether `index` is one of the hypervisor's slots and `words` an L4 that has them.
@@ -392,7 +382,7 @@ pub fn update_va_mapping<P: Platform>(
     let slot = slot.ok_or(Errno::EINVAL)?;
     check_entry(cx.plat, entry)?;
     slot.store(keep_writable(va, entry), Relaxed);
-    flush_for_update(cx, va, flags)?;
+    flush::for_update(cx, va, flags)?;
     ret(0)
 }
 
@@ -426,39 +416,6 @@ pub(crate) fn update_va_mapping_plain<P: Platform>(
 #[inline]
 const fn keep_writable(va: u64, entry: u64) -> u64 {
     if entry & pte::P != 0 && va >= HYPERVISOR_VIRT_START { entry | pte::RW } else { entry }
-}
-
-/// The flush update_va_mapping was asked for.
-#[inline]
-fn flush_for_update<P: Platform>(cx: &Ctx<'_, P>, va: u64, flags: u64) -> Result<(), Errno> {
-    let page = match flags & UVMF_FLUSHTYPE_MASK {
-        UVMF_TLB_FLUSH => None,
-        UVMF_INVLPG => Some(GuestVa(va)),
-        _ => return Ok(()),
-    };
-    match (flags & !UVMF_FLUSHTYPE_MASK, page) {
-        (0, None) => cx.plat.flush_tlb_local(),
-        (0, Some(va)) => cx.plat.invlpg_local(va),
-        (UVMF_ALL, _) => cx.plat.flush_tlb(VcpuSet::All, page),
-        (bitmap, _) => flush_set(cx, vcpu_set(cx, bitmap)?, page),
-    }
-    Ok(())
-}
-
-/// Flushes on the vCPUs of a bitmap.
-fn flush_set<P: Platform>(cx: &Ctx<'_, P>, set: u64, page: Option<GuestVa>) {
-    match page {
-        _ if set == 0 => {}
-        None if set == 1 << cx.vcpu.id => cx.plat.flush_tlb_local(),
-        Some(va) if set == 1 << cx.vcpu.id => cx.plat.invlpg_local(va),
-        _ => cx.plat.flush_tlb(VcpuSet::Mask(set), page),
-    }
-}
-
-/// Reads a guest's vCPU bitmap; bits of vCPUs it does not have are left out.
-fn vcpu_set<P: Platform>(cx: &Ctx<'_, P>, bitmap: u64) -> Result<u64, Errno> {
-    let bits: u64 = cx.plat.read_guest(GuestVa(bitmap)).map_err(efault)?;
-    Ok(bits & (u64::MAX >> (64 - cx.dom.nr_vcpus.clamp(1, 64))))
 }
 
 /// `update_va_mapping_otherdomain(va, entry, flags, domid)`: with `DOMID_SELF` as above.

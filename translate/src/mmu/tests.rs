@@ -6,6 +6,7 @@ use xen_abi::mm::{MmuextCmd, MmuextOp};
 use super::*;
 use crate::dispatch;
 use crate::fake::{Call, FIRST_MFN, FakePlatform, Machine, SHARED_INFO_MFN, kernel_regs, mfn, va};
+use crate::platform::VcpuSet;
 
 /// Frames of the page tables a test walks: L4, L3, L2, L1.
 const TABLES: [u64; 4] = [8, 9, 10, 11];

@@ -4,9 +4,11 @@ use proptest::prelude::*;
 use std::vec::Vec;
 use zerocopy::IntoBytes;
 
+use xen_abi::mm::{MmuextCmd, MmuextOp};
+
 use super::*;
-use crate::fake::{FIRST_MFN, Machine, kernel_regs, mfn, va};
-use crate::platform::GuestMemory;
+use crate::fake::{Call, FIRST_MFN, Machine, kernel_regs, mfn, va};
+use crate::platform::{GuestMemory, VcpuSet};
 
 const LIST: GuestVa = va(2);
 
@@ -93,6 +95,106 @@ fn a_block_ends_at_once_unless_it_is_last() {
     assert_eq!(results(&machine, 2), [0, 0]);
     let (result, _) = make(&mut machine, &[call(21, &[0, 2]), call(29, &[1, 0])]);
     assert_eq!((result, blocked(&machine)), (Ok(Outcome::Block), true));
+}
+
+/// An entry that makes one mmuext_op, written to a page of its own.
+fn ext(machine: &Machine, place: u64, cmd: MmuextCmd, arg1: u64, arg2: u64) -> MulticallEntry {
+    let at = va(20).add(place * 24);
+    machine.plat.write_guest(at, &MmuextOp { cmd, pad: 0, arg1, arg2 }).unwrap();
+    call(26, &[at.0, 1, 0, 0x7ff0])
+}
+
+/// Four vCPUs, of which 0 calls; bitmaps of vCPUs 1 and 2, 2 and 3, and 0 and 1.
+fn machine_of_four() -> Machine {
+    let machine = Machine::with(64, 4);
+    for (place, bits) in [0b0110, 0b1100, 0b0011].into_iter().enumerate() {
+        machine.plat.poke(va(30).add(place as u64 * 8), bits);
+    }
+    machine
+}
+const SETS: [GuestVa; 3] = [va(30), va(30).add(8), va(30).add(16)];
+const PAGE: u64 = 0x7000;
+
+#[test]
+fn flushes_in_a_row_go_out_together() {
+    use MmuextCmd as C;
+    let page = Some(GuestVa(PAGE));
+    let [first, second, own] = SETS.map(|set| set.0);
+    let remote = |mask, page| Call::FlushTlb(VcpuSet::Mask(mask), page);
+    type Case<'a> = (&'a [(C, u64, u64)], &'a [Call]);
+    let cases: [Case<'_>; 6] = [
+        // The same page on more vCPUs.
+        (&[(C::INVLPG_MULTI, PAGE, first), (C::INVLPG_MULTI, PAGE, second)], &[remote(14, page)]),
+        // Different pages become all.
+        (&[(C::INVLPG_MULTI, PAGE, first), (C::INVLPG_MULTI, 0x9000, first)], &[remote(6, None)]),
+        (&[(C::TLB_FLUSH_MULTI, 0, first), (C::INVLPG_MULTI, PAGE, first)], &[remote(6, None)]),
+        // This vCPU's own part is not put off.
+        (
+            &[(C::INVLPG_MULTI, PAGE, own), (C::INVLPG_MULTI, PAGE, second)],
+            &[Call::InvlpgLocal(GuestVa(PAGE)), remote(14, page)],
+        ),
+        (
+            &[(C::INVLPG_ALL, PAGE, 0), (C::TLB_FLUSH_LOCAL, 0, 0), (C::INVLPG_MULTI, PAGE, first)],
+            &[Call::InvlpgLocal(GuestVa(PAGE)), Call::FlushTlbLocal, remote(!1, page)],
+        ),
+        // What may let others have a page comes after the flush before it.
+        (
+            &[
+                (C::INVLPG_MULTI, PAGE, first),
+                (C::CLEAR_PAGE, mfn(40).0, 0),
+                (C::INVLPG_MULTI, PAGE, second),
+            ],
+            &[remote(6, page), remote(12, page)],
+        ),
+    ];
+    for (ops, expected) in cases {
+        let mut machine = machine_of_four();
+        machine.plat.poke(va(40), 7);
+        let list: Vec<_> =
+            (0..).zip(ops).map(|(at, &(cmd, a, b))| ext(&machine, at, cmd, a, b)).collect();
+        assert_eq!(make(&mut machine, &list).0, ret(0));
+        assert_eq!(machine.plat.calls(), expected, "{ops:?}");
+        assert_eq!(results(&machine, list.len() as u64), std::vec![0; list.len()]);
+    }
+}
+
+/// Whatever ends a multicall, no flush is left over; and other calls do not overtake one.
+#[test]
+fn no_flush_is_left_over() {
+    let remote = Call::FlushTlb(VcpuSet::Mask(6), None);
+    let once = core::slice::from_ref(&remote);
+    let flushing = |machine: &Machine, more: &[MulticallEntry]| {
+        let mut list = std::vec![ext(machine, 0, MmuextCmd::TLB_FLUSH_MULTI, 0, SETS[0].0)];
+        list.extend(more);
+        list
+    };
+    // An entry that cannot be read, a list that continues, an operation that fails.
+    let mut machine = machine_of_four();
+    let list = flushing(&machine, &[]);
+    machine.plat.write_guest(va(64).add(0u64.wrapping_sub(64)), &list[0]).unwrap();
+    let mut regs = CpuRegs { rax: 13, rdi: va(64).0 - 64, rsi: 2, ..kernel_regs() };
+    assert_eq!(multicall(&mut machine.cx(), &mut regs), Err(Errno::EFAULT));
+    assert_eq!(machine.plat.calls(), once);
+    let flush = flushing(&machine, &[])[0];
+    assert_eq!(make(&mut machine, &[flush; 65]).0, Ok(Outcome::Continue));
+    assert_eq!(machine.plat.calls(), once);
+    let bad = ext(&machine, 1, MmuextCmd::NEW_BASEPTR, 1, 0);
+    let list = flushing(&machine, &[bad]);
+    assert_eq!(make(&mut machine, &list).0, ret(0));
+    assert_eq!(machine.plat.calls().last(), Some(&remote));
+    // The entry is stored after the flush, and so is the M2P's.
+    let store = |machine: &Machine| {
+        machine.plat.poke(va(50), mfn(51).0 << 12);
+        machine.plat.poke(va(50).add(8), 0);
+        call(1, &[va(50).0, 1, 0, 0x7ff0])
+    };
+    let list = flushing(&machine, &[store(&machine), call(21, &[0, 2])]);
+    assert_eq!(make(&mut machine, &list).0, ret(0));
+    assert_eq!(machine.plat.calls(), once);
+    // Outside a multicall nothing waits.
+    let mut regs = CpuRegs { rax: 26, rdi: va(20).0, rsi: 1, r10: 0x7ff0, ..kernel_regs() };
+    assert_eq!(dispatch::hypercall(&mut machine.cx(), &mut regs), Outcome::Return(0));
+    assert_eq!(machine.plat.calls(), once);
 }
 
 #[test]

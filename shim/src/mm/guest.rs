@@ -145,15 +145,12 @@ pub fn m2p(mfn: Mfn) -> Option<Pfn> {
     entry(mfn.0).filter(|&pfn| owned(pfn)).map(Pfn)
 }
 
-/// Sets the guest frame number of a frame the guest owns; the top bit is not the guest's to set.
+/// Sets the guest frame number of a frame the guest owns; the top bit is not the guest's to set. One
+/// that another processor takes meanwhile stays in the list it is in then.
 pub fn set_m2p(mfn: Mfn, pfn: Pfn) -> bool {
-    match entry_mut(mfn.0) {
-        Some(slot) if owned(slot.load(Ordering::Relaxed)) => {
-            slot.store(pfn.0 & !RELEASED_LINK, Ordering::Relaxed);
-            true
-        }
-        _ => false,
-    }
+    let Some(slot) = entry_mut(mfn.0) else { return false };
+    let new = |old| owned(old).then_some(pfn.0 & !RELEASED_LINK);
+    slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, new).is_ok()
 }
 
 /// Makes a frame the guest's (boot).
@@ -167,10 +164,11 @@ pub fn give(mfn: Mfn, pfn: Pfn) {
 pub fn release(mfn: Mfn) -> bool {
     let Some(slot) = entry_mut(mfn.0) else { return false };
     let mut list = RELEASED.lock();
-    if !owned(slot.load(Ordering::Relaxed)) {
+    let link = RELEASED_LINK | list.unwrap_or(END_OF_LIST);
+    let take = |old| owned(old).then_some(link);
+    if slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
         return false;
     }
-    slot.store(RELEASED_LINK | list.unwrap_or(END_OF_LIST), Ordering::Relaxed);
     *list = Some(mfn.0);
     true
 }

@@ -205,7 +205,7 @@ pub(super) fn launch(
     let start = build(&guest, &payload, cmdline, &link);
     dom.console.connect(start.console.base(), console_port);
     fill_m2p(&guest);
-    start_store(dom, &plat, &start, &link, options.name);
+    start_store(dom, &plat, &start, &link, options);
     crate::devices::attach(dom, &plat, options);
     vcpu.mmu.l4 = start.cr3.0;
     dom.vcpus[0].l4.store(start.cr3.0, Relaxed);
@@ -217,7 +217,13 @@ pub(super) fn launch(
 }
 
 /// Starts the store, with the domain's own nodes in it.
-fn start_store(dom: &Domain, plat: &Shim<'_>, start: &Start, link: &Machine, name: &[u8]) {
+fn start_store(
+    dom: &Domain,
+    plat: &Shim<'_>,
+    start: &Start,
+    link: &Machine,
+    options: &Options<'_>,
+) {
     let config = xenstore::Config { seed: random() as u32, ..xenstore::Config::default() };
     let Some(ring) = start.store else { return };
     if dom.xenstore.start(&config).is_err() {
@@ -225,7 +231,7 @@ fn start_store(dom: &Domain, plat: &Shim<'_>, start: &Start, link: &Machine, nam
     }
     let kib = dom.nr_pages.load(Relaxed) * (PAGE_SIZE >> 10);
     let nodes = xenstore::DomainConfig {
-        name,
+        name: options.name,
         uuid: dom.identity.uuid,
         max_kib: kib,
         target_kib: kib,
@@ -234,7 +240,12 @@ fn start_store(dom: &Domain, plat: &Shim<'_>, start: &Start, link: &Machine, nam
         store: (ring.0, link.store_evtchn),
     };
     dom.xenstore.connect(plat, ring.base(), link.store_evtchn);
-    if xenstore::with(dom, plat, Here::NOWHERE, |store| store.add_domain(&nodes)) != Some(Ok(())) {
+    let online = options.vcpus.map_or(dom.nr_vcpus, u32::from);
+    let done = xenstore::with(dom, plat, Here::NOWHERE, |store| {
+        store.add_domain(&nodes)?;
+        (online..dom.nr_vcpus).try_for_each(|vcpu| store.set_availability(vcpu, false))
+    });
+    if done != Some(Ok(())) {
         give_up!("no room for the domain in xenstore");
     }
 }

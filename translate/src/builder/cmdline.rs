@@ -40,6 +40,8 @@ pub struct Options<'a> {
     pub mem_bytes: Option<u64>,
     /// `pontoon.max_vcpus=N`: the guest gets so many vCPUs at most.
     pub max_vcpus: Option<u16>,
+    /// `pontoon.vcpus=N`: so many of them are to be online at the start.
+    pub vcpus: Option<u16>,
     /// `pontoon.hyperv=off` makes it false: Hyper-V is not looked for.
     pub hyperv: bool,
     /// `pontoon.hv-without=a,b`: host features not to use, as given; see [`Self::without`].
@@ -75,6 +77,7 @@ impl Default for Options<'_> {
             log: LogLevel::default(),
             mem_bytes: None,
             max_vcpus: None,
+            vcpus: None,
             hyperv: true,
             hv_without: &[],
             name: b"guest",
@@ -89,6 +92,11 @@ impl Default for Options<'_> {
 
 /// Bytes of a domain's name.
 const MAX_NAME: usize = 64;
+
+/// A number of vCPUs.
+fn vcpus(text: &[u8]) -> Option<u16> {
+    core::str::from_utf8(text).ok()?.parse().ok().filter(|&vcpus| vcpus != 0)
+}
 
 /// A UUID as text, the hyphens wherever they are.
 fn uuid(text: &[u8]) -> Option<[u8; 16]> {
@@ -148,10 +156,8 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a [u8]) -> Option<()> {
             };
         }
         b"mem" => options.mem_bytes = Some(size_bytes(value).filter(|&bytes| bytes != 0)?),
-        b"max_vcpus" => {
-            let most: u16 = core::str::from_utf8(value).ok()?.parse().ok()?;
-            options.max_vcpus = Some(Some(most).filter(|&most| most != 0)?);
-        }
+        b"max_vcpus" => options.max_vcpus = Some(vcpus(value)?),
+        b"vcpus" => options.vcpus = Some(vcpus(value)?),
         b"hyperv" => {
             options.hyperv = match value {
                 b"on" => true,

@@ -172,6 +172,17 @@ impl Store {
         Ok(())
     }
 
+    /// Whether the toolstack wants a vCPU online (`libxl_set_vcpuonline`): the guest watches this, and
+    /// takes its vCPU up or down itself.
+    ///
+    /// # Errors
+    /// `ENOSPC`.
+    pub fn set_availability(&mut self, vcpu: u32, online: bool) -> Result<(), Errno> {
+        let value: &[u8] = if online { b"online" } else { b"offline" };
+        let dom = line!("/local/domain/{GUEST}")?;
+        self.put(&dom, &line!("cpu/{vcpu}/availability")?, value)
+    }
+
     /// The first console, whose directories are not those of other devices
     /// (`libxl__device_console_add`).
     fn add_console(&mut self, config: &DomainConfig<'_>, dom: &str) -> Result<(), Errno> {

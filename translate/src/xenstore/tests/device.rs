@@ -82,6 +82,18 @@ fn the_domain_has_what_it_expects() {
 }
 
 #[test]
+fn vcpus_are_made_available() {
+    let mut c = domain();
+    let at = "cpu/1/availability";
+    for (online, value) in [(false, "offline"), (true, "online")] {
+        c.store.set_availability(1, online).expect("room");
+        assert_eq!(c.read(0, at), Ok(value.into()));
+    }
+    assert_eq!(c.write(0, at, "offline"), Err("EACCES".into()));
+    c.check();
+}
+
+#[test]
 fn a_second_time_changes_nothing() {
     let mut c = domain();
     let used = c.store.pool.nr_used();

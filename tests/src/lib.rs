@@ -8,6 +8,7 @@ pub mod files;
 pub mod guests;
 pub mod images;
 pub mod log;
+pub mod media;
 pub mod net;
 pub mod parts;
 pub mod records;

@@ -6,6 +6,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use arrayvec::ArrayVec;
+use boot_abi::Module;
 use translate::builder::bundle::{Bundle, BundleError};
 use translate::builder::cmdline::{self, Options};
 use translate::builder::{BuildMemory, Config, Kernel, Machine, Start, kernel, layout, populate};
@@ -17,7 +18,6 @@ use translate::{Ctx, gnttab, time as guest_time, xenstore};
 use xen_abi::shared_info::{SharedInfo, VcpuInfo};
 use xen_abi::{GuestVa, Mfn, PAGE_SIZE, Pfn};
 
-use super::info::Module;
 use super::memory::{self, GuestFrames, Ranges, without};
 use super::{BootMachine, Own, give_up};
 use crate::cpu::percpu::PerCpu;
@@ -40,7 +40,12 @@ struct Payload {
 
 fn module_bytes(machine: &BootMachine, module: &Module) -> Option<&'static [u8]> {
     let end = module.start.checked_add(module.len)?;
-    machine.ram.iter().find(|r| module.start >= r.start && end <= r.end)?;
+    let is_inside = |r: &Range<u64>| module.start >= r.start && end <= r.end;
+    let is_mapped = machine.ram.iter().any(is_inside)
+        || memory::is_low_ram(&machine.info, &super::pages_of(module));
+    if !is_mapped {
+        return None;
+    }
     // SAFETY: RAM in the direct map; nothing writes it before the payload has been used.
     Some(unsafe { phys_bytes(module.start, module.len as usize) })
 }
@@ -50,7 +55,7 @@ fn payload(machine: &BootMachine) -> Payload {
         module_bytes(machine, m).unwrap_or_else(|| give_up!("the loader put a module outside RAM"))
     });
     let Some(first) = files.next() else {
-        give_up!("no kernel: give a bundle as initrd, or kernel and initrd as PVH modules")
+        give_up!("no kernel: give a bundle as initrd, or kernel and initrd as modules")
     };
     match Bundle::parse(first) {
         Ok(bundle) => {
@@ -63,14 +68,28 @@ fn payload(machine: &BootMachine) -> Payload {
     }
 }
 
-/// The guest's command line and the shim's options: the bundle's words, then the loader's.
+/// The guest's command line and the shim's options: the bundle's words, the kernel's, then the
+/// loader's. Where the kernel has a line of its own, the loader's is for the shim alone.
 pub fn options(machine: &BootMachine) -> (Vec<u8>, Options<'static>) {
+    let info = &machine.info;
+    if info.lost_modules != 0 {
+        log!(Warn, "{} modules more than are looked at", info.lost_modules);
+    }
     let mut line = Vec::new();
     if let Some(bundled) = payload(machine).cmdline {
         line.extend_from_slice(bundled);
         line.push(b' ');
     }
-    line.extend_from_slice(&machine.info.cmdline);
+    match &info.kernel_cmdline {
+        Some(kernel) => {
+            line.extend_from_slice(kernel);
+            for word in cmdline::words(&info.cmdline).filter(|word| cmdline::is_ours(word)) {
+                line.push(b' ');
+                line.extend_from_slice(word);
+            }
+        }
+        None => line.extend_from_slice(&info.cmdline),
+    }
     let (guest, options) = cmdline::split(line.leak());
     (guest, options)
 }

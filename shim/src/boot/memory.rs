@@ -3,9 +3,9 @@
 use core::ops::Range;
 
 use arrayvec::ArrayVec;
+use boot_abi::{BootInfo, MAX_REGIONS};
 use xen_abi::{Mfn, Pfn};
 
-use super::info::{BootInfo, MAX_REGIONS};
 use crate::mm::layout::DIRECT_MAP_SIZE;
 
 /// Memory below this is left alone: firmware's data, and where other processors start.
@@ -44,15 +44,25 @@ pub fn ram(info: &BootInfo) -> Ranges {
     joined
 }
 
-/// A page of RAM below 640 KiB, where processors start: the highest there is.
+/// Whether the range is RAM of the first megabyte: the guest gets none of it, but a loader may have
+/// put small files there.
+pub fn is_low_ram(info: &BootInfo, range: &Range<u64>) -> bool {
+    range.end <= LOW_END
+        && info.regions.iter().any(|r| r.ram && r.start <= range.start && range.end <= r.end)
+        && !info.regions.iter().any(|r| !r.ram && r.start < range.end && range.start < r.end)
+}
+
+/// A page of RAM below 640 KiB, where processors start: the highest there is that holds no file.
 pub fn low_page(info: &BootInfo) -> Option<u64> {
     const LOW_RAM_END: u64 = 0x9_f000;
     let mut pages = (1..LOW_RAM_END / PAGE).rev().map(|page| page * PAGE);
-    let is_ram =
-        |page: u64| info.regions.iter().any(|r| r.ram && r.start <= page && page + PAGE <= r.end);
-    let is_other =
-        |page: u64| info.regions.iter().any(|r| !r.ram && r.start < page + PAGE && page < r.end);
-    pages.find(|&page| is_ram(page) && !is_other(page))
+    let is_file = |page: &Range<u64>| {
+        super::payload(info).any(|file| file.start < page.end && page.start < file.end)
+    };
+    pages.find(|&page| {
+        let page = page..page + PAGE;
+        is_low_ram(info, &page) && !is_file(&page)
+    })
 }
 
 /// `list` less `hole`.

@@ -1,12 +1,14 @@
 //! From the boot loader to the guest's first instruction.
 
 mod guest;
-mod info;
 mod memory;
 
+use core::arch::global_asm;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use boot_abi::multiboot2::{self, header_tag};
+use boot_abi::{BootInfo, Module};
 use translate::builder::cmdline::{ConsoleDevice, LogLevel, Options};
 
 use crate::acpi::{self, Acpi};
@@ -16,13 +18,41 @@ use crate::mm::layout::{DIRECT_MAP_BASE, FIXMAP_BASE, M2P_BASE, MAX_VCPUS, SHIM_
 use crate::mm::page_table::{NoFrames, ShimTables, pte};
 use crate::mm::{self, fixmap, frames, heap, phys_to_virt};
 use crate::{devices, hv, log, power, serial, time};
-use info::BootInfo;
 use memory::Ranges;
 
 /// Boot door: PVH.
 pub const KIND_PVH: u32 = 1;
 /// Boot door: Linux 64-bit boot protocol.
 pub const KIND_LINUX: u32 = 2;
+/// Boot door: Multiboot2.
+pub const KIND_MULTIBOOT2: u32 = 3;
+
+global_asm!(
+    include_str!("entry.S"),
+    boot_main = sym boot_main,
+    kind_pvh = const KIND_PVH,
+    kind_linux = const KIND_LINUX,
+    kind_multiboot2 = const KIND_MULTIBOOT2,
+    shim_l4_slot = const mm::layout::SHIM_L4_SLOT,
+    shim_base = const SHIM_BASE,
+    load_paddr = const mm::layout::LOAD_PADDR,
+    image_align = const PAGE,
+    gdt_limit = const 3 * 8 - 1,
+    note_phys32_entry = const 18,
+    mb2_loader_magic = const multiboot2::BOOTLOADER_MAGIC,
+    mb2_magic = const multiboot2::HEADER_MAGIC,
+    mb2_architecture = const multiboot2::ARCHITECTURE_I386,
+    mb2_end = const header_tag::END,
+    mb2_entry = const header_tag::ENTRY,
+    mb2_entry_efi64 = const header_tag::ENTRY_EFI64,
+    mb2_relocatable = const header_tag::RELOCATABLE,
+    mb2_prefer_low = const header_tag::PREFER_LOW,
+    mb2_module_align = const header_tag::MODULE_ALIGN,
+    mb2_console = const header_tag::CONSOLE,
+    mb2_console_text = const header_tag::CONSOLE_EGA_TEXT,
+    mb2_framebuffer = const header_tag::FRAMEBUFFER,
+    mb2_optional = const header_tag::OPTIONAL,
+);
 
 const PAGE: u64 = 4096;
 const LARGE_PAGE: u64 = 1 << 21;
@@ -44,7 +74,6 @@ pub fn shim_l4_entries() -> [u64; 2] {
 }
 
 unsafe extern "C" {
-    static __image_start: u8;
     static __rodata_start: u8;
     static __data_start: u8;
     static __image_end: u8;
@@ -85,13 +114,12 @@ struct Own {
 pub extern "C" fn boot_main(kind: u32, info: u64, image: u64) -> ! {
     let entered = time::rdtsc();
     idt::init_boot();
-    let read: unsafe fn(u64) -> BootInfo = match kind {
-        KIND_PVH => BootInfo::from_pvh,
-        _ => BootInfo::from_linux,
+    let info = match kind {
+        KIND_PVH => boot_abi::pvh(&read_identity, info),
+        KIND_MULTIBOOT2 => multiboot2::multiboot2(&read_identity, info),
+        _ => boot_abi::linux(&read_identity, info),
     };
-    // SAFETY: the assembly passes what the loader gave for this door, identity mapped.
-    let info = unsafe { read(info) };
-    let (console, level) = early_options(&info.cmdline);
+    let (console, level) = early_options(&info);
     let has_serial = serial::init(match console {
         ConsoleDevice::Com1 => serial::COM1,
         ConsoleDevice::Com2 => serial::COM2,
@@ -99,6 +127,9 @@ pub extern "C" fn boot_main(kind: u32, info: u64, image: u64) -> ! {
     });
     log::set_level(level);
     log!(Info, "Pontoon {} by {}", env!("CARGO_PKG_VERSION"), info.door);
+    if info.lost_regions != 0 {
+        log!(Warn, "the memory map is too long: {} entries are not used", info.lost_regions);
+    }
     if !has_serial {
         // Said for a reader of the crash registers or a debugger: there is no port to say it on.
         serial::init(0);
@@ -117,10 +148,22 @@ pub extern "C" fn boot_main(kind: u32, info: u64, image: u64) -> ! {
     run(&machine)
 }
 
-/// The console and the log level, before there is a heap to parse the options on.
-fn early_options(cmdline: &[u8]) -> (ConsoleDevice, log::Level) {
+/// Physical memory while it is identity mapped.
+fn read_identity(address: u64, len: usize) -> Option<&'static [u8]> {
+    let end = address.checked_add(len as u64)?;
+    // SAFETY: mapped below 4 GiB. What loaders and firmware leave there does not change while it is
+    // read; where there is no memory, the bytes are any.
+    (address != 0 && end <= memory::BOOT_MAP_END)
+        .then(|| unsafe { core::slice::from_raw_parts(address as *const u8, len) })
+}
+
+/// The console and the log level, before there is a heap to parse the options on. Of the kernel's
+/// line and the shim's, the shim's counts.
+fn early_options(info: &BootInfo) -> (ConsoleDevice, log::Level) {
+    let lines = [&info.cmdline[..], info.kernel_cmdline.as_deref().unwrap_or_default()];
     let value = |name: &[u8]| {
-        cmdline.split(u8::is_ascii_whitespace).rev().find_map(|word| word.strip_prefix(name))
+        let mut words = lines.iter().flat_map(|line| line.rsplit(u8::is_ascii_whitespace));
+        words.find_map(|word| word.strip_prefix(name))
     };
     let console = match value(b"pontoon.console=") {
         Some(b"com2") => ConsoleDevice::Com2,
@@ -138,24 +181,22 @@ fn early_options(cmdline: &[u8]) -> (ConsoleDevice, log::Level) {
 }
 
 fn find_acpi(info: &BootInfo) -> Acpi {
-    let read = |address: u64, len: usize| {
-        let end = address.checked_add(len as u64)?;
-        // SAFETY: identity mapped below 4 GiB; firmware tables do not change.
-        (address != 0 && end <= memory::BOOT_MAP_END)
-            .then(|| unsafe { core::slice::from_raw_parts(address as *const u8, len) })
-    };
-    let rsdp = info.rsdp.or_else(|| acpi::scan_rsdp(&read));
-    let acpi = rsdp.and_then(|rsdp| acpi::parse(&read, rsdp));
+    let rsdp = info.rsdp.or_else(|| acpi::scan_rsdp(&read_identity));
+    let acpi = rsdp.and_then(|rsdp| acpi::parse(&read_identity, rsdp));
     if acpi.is_none() {
         log!(Warn, "no ACPI tables: no power-off, and the serial port is polled");
     }
     acpi.unwrap_or_default()
 }
 
+/// The pages a file of the loader's lies in.
+fn pages_of(module: &Module) -> Range<u64> {
+    let end = module.start.saturating_add(module.len).checked_next_multiple_of(PAGE);
+    module.start & !(PAGE - 1)..end.unwrap_or(u64::MAX)
+}
+
 fn payload(info: &BootInfo) -> impl Iterator<Item = Range<u64>> + '_ {
-    info.modules
-        .iter()
-        .map(|m| m.start & !(PAGE - 1)..m.start.saturating_add(m.len).next_multiple_of(PAGE))
+    info.modules.iter().map(pages_of)
 }
 
 /// Pages a vCPU takes: stub, data and stacks; the reserved page of its GDT; the host's pages (VP
@@ -166,7 +207,7 @@ const _: () = assert!(VCPU_PAGES * PAGE <= 64 << 10);
 /// Memory the shim needs for itself, in bytes, without the M2P.
 fn own_bytes(machine: &BootMachine, vcpus: u64) -> u64 {
     let gib = machine.ram.last().map_or(0, |r| r.end >> 30) + 1;
-    let tables = 32 + machine.ram.len() as u64 * 2 + if machine.features.page_1g { 8 } else { gib };
+    let tables = 34 + machine.ram.len() as u64 * 2 + if machine.features.page_1g { 8 } else { gib };
     let pages = tables + vcpus * VCPU_PAGES + SHARED_FRAMES + devices::POOL_PAGES + 8;
     pages * PAGE + RESIDENT_HEAP
 }
@@ -200,7 +241,8 @@ fn build_tables(machine: &BootMachine, max_mfn: u64, m2p_bytes: u64) -> Result<O
     let shared_start = frames::alloc(SHARED_FRAMES, PAGE).ok_or(NoFrames)?;
     let mut tables = ShimTables::new(machine.features.page_1g)?;
     tables.map(M2P_BASE, m2p, m2p_bytes, pte::RO, true)?;
-    for range in &machine.ram {
+    let low = payload(&machine.info).filter(|range| memory::is_low_ram(&machine.info, range));
+    for range in machine.ram.iter().cloned().chain(low) {
         let va = DIRECT_MAP_BASE + range.start;
         tables.map(va, range.start, range.end - range.start, pte::RW, true)?;
     }

@@ -23,7 +23,7 @@ use xen_abi::shared_info::VcpuInfo;
 use crate::cpu::idt;
 use crate::cpu::percpu::{self, PerCpu};
 use crate::devices;
-use crate::mm::layout::{MAX_VCPUS, PERCPU_BASE, PERCPU_STRIDE, SHIM_L4_SLOT};
+use crate::mm::layout::{MAX_VCPUS, PERCPU_BASE, PERCPU_STRIDE};
 use crate::platform::Shim;
 
 /// RFLAGS a callback starts with: IF and the reserved bit.
@@ -79,16 +79,6 @@ global_asm!(
     trap_from_ring0 = sym ring0::trap_from_ring0,
     ist_from_ring0 = sym ring0::ist_from_ring0,
     iret_failed = sym iret_failed,
-);
-
-global_asm!(
-    include_str!("../boot/entry.S"),
-    boot_main = sym crate::boot::boot_main,
-    kind_pvh = const crate::boot::KIND_PVH,
-    kind_linux = const crate::boot::KIND_LINUX,
-    shim_l4_slot = const SHIM_L4_SLOT,
-    note_phys32_entry = const 18,
-    to_phys = const crate::mm::layout::SHIM_BASE - crate::mm::layout::LOAD_PADDR,
 );
 
 unsafe extern "C" {

@@ -6,6 +6,7 @@
 
 mod blkif;
 mod block;
+mod bootinfo;
 mod disk;
 mod gnttab;
 mod input;
@@ -87,7 +88,7 @@ impl Target {
 }
 
 /// All targets.
-pub static TARGETS: [Target; 17] = [
+pub static TARGETS: [Target; 18] = [
     target("vmbus_ring", ring::vmbus_ring, ring::seeds, 4096).required(),
     target("storvsc", storvsc::storvsc, storvsc::seeds, 2048).required(),
     target("blkif", blkif::blkif, blkif::seeds, 2048).required(),
@@ -96,6 +97,7 @@ pub static TARGETS: [Target; 17] = [
     target("xenstore", xenstore::xenstore, xenstore::seeds, 1024).required().words(xenstore::WORDS),
     target("gnttab", gnttab::gnttab, gnttab::seeds, 2048).required(),
     target("bootmenu", disk::bootmenu, seeds::bootmenu, 2048).words(disk::WORDS),
+    target("bootinfo", bootinfo::bootinfo, bootinfo::seeds, 2048),
     target("bundle", bundle, seeds::bundle, 2048),
     target("cmdline", cmdline, seeds::cmdline, 512).words(seeds::OPTIONS),
     target("decode", decode, seeds::decode, 32),

@@ -21,8 +21,13 @@ pub const LINUX: &str = "x86_64-unknown-linux-gnu";
 /// Programs without an operating system.
 pub const BARE: &str = "x86_64-unknown-none";
 
+/// Applications of UEFI firmware.
+pub const UEFI: &str = "x86_64-unknown-uefi";
+
 /// The ring-0 image.
 pub const SHIM: Artefact = Artefact { package: "shim", binary: "shim", target: BARE };
+/// The UEFI application with the shim in it.
+pub const EFI: Artefact = Artefact { package: "pontoon-efi", binary: "pontoon-efi", target: UEFI };
 /// The Hyper-V-compatible host.
 pub const HVHOST: Artefact = Artefact { package: "hvhost", binary: "hvhost", target: LINUX };
 /// Our helper in the emulated Linux.
@@ -52,30 +57,39 @@ impl Artefact {
             return self.build(&workspace);
         }
         let me = std::env::current_exe()?;
-        let beside = me.with_file_name(self.binary);
+        let beside = me.with_file_name(self.file_name());
         if !beside.exists() {
-            bail!("{} is not beside {}: the installation is incomplete", self.binary, me.display());
+            let name = self.file_name();
+            bail!("{name} is not beside {}: the installation is incomplete", me.display());
         }
         Ok(beside)
     }
 
+    /// The program's file.
+    fn file_name(self) -> String {
+        let extension = if self.target == UEFI { ".efi" } else { "" };
+        format!("{}{extension}", self.binary)
+    }
+
     /// What is optimised across crates is the image and what is measured.
     fn profile(self) -> &'static str {
-        if self.target == BARE || self.package == "guests" { "ring0" } else { "release" }
+        if self.target != LINUX || self.package == "guests" { "ring0" } else { "release" }
     }
 
     fn build(self, workspace: &Path) -> Result<PathBuf> {
         static BUILT: Mutex<Vec<(Artefact, PathBuf)>> = Mutex::new(Vec::new());
+        // What goes into another program is built before it.
+        let inner = if self == EFI { Some(SHIM.find()?) } else { None };
         let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some((_, path)) = built.iter().find(|(a, _)| *a == self) {
             return Ok(path.clone());
         }
-        let path = self.cargo_build(workspace)?;
+        let path = self.cargo_build(workspace, inner.as_deref())?;
         built.push((self, path.clone()));
         Ok(path)
     }
 
-    fn cargo_build(self, workspace: &Path) -> Result<PathBuf> {
+    fn cargo_build(self, workspace: &Path, inner: Option<&Path>) -> Result<PathBuf> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
         command
@@ -96,6 +110,10 @@ impl Artefact {
             command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
         } else {
             command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+        }
+        if let Some(shim) = inner {
+            // shim/uefi/build.rs reads it.
+            command.env("PONTOON_SHIM_ELF", shim);
         }
         let out = command.output().context("cargo cannot be run")?;
         if !out.status.success() {

@@ -10,7 +10,7 @@ use crate::outcome::{Outcome, Status};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,13 +24,42 @@ pub struct Qemu {
     pub icount: bool,
     /// Wait for a debugger on this TCP port.
     pub gdb: Option<u16>,
+    /// A disk to boot from, through firmware, instead of the machine's kernel.
+    pub boot_disk: Option<BootDisk>,
     /// Further arguments.
     pub more: Vec<String>,
 }
 
+/// A disk and the firmware that boots from it.
+#[derive(Clone, Debug)]
+pub struct BootDisk {
+    /// Raw image; what is written to it is dropped.
+    pub image: PathBuf,
+    /// Who boots it.
+    pub firmware: Firmware,
+}
+
+/// Debian's builds of QEMU's firmwares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS, on a PC of the nineties, as Hyper-V's Generation 1 has.
+    Bios,
+    /// OVMF.
+    Uefi,
+}
+
+/// OVMF's code and the variables it starts with.
+const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
+
 impl Default for Qemu {
     fn default() -> Self {
-        Self { cpu: "max,-smap,-smep".into(), icount: false, gdb: None, more: Vec::new() }
+        Self {
+            cpu: "max,-smap,-smep".into(),
+            icount: false,
+            gdb: None,
+            boot_disk: None,
+            more: Vec::new(),
+        }
     }
 }
 
@@ -55,7 +84,11 @@ impl Qemu {
         let dir = Scratch::new()?;
         let events = Events::listen(&dir.path().join("qmp"))?;
         let log = dir.path().join("log");
-        let command = self.command(machine, &dir.path().join("qmp"), &log);
+        let mut command = self.command(&dir.path().join("qmp"), &log, machine);
+        match &self.boot_disk {
+            Some(disk) => disk.add_to(&mut command, dir.path())?,
+            None => boot_kernel(&mut command, machine),
+        }
         let mut outcome = run_child(command, machine, input, output)?;
         if outcome.status != Status::TIMED_OUT {
             let fault = std::fs::read_to_string(&log).is_ok_and(|log| log.contains("Triple fault"));
@@ -70,7 +103,7 @@ impl Qemu {
         Ok(outcome)
     }
 
-    fn command(&self, machine: &Machine, events: &Path, log: &Path) -> Command {
+    fn command(&self, events: &Path, log: &Path, machine: &Machine) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
@@ -86,13 +119,7 @@ impl Qemu {
             // A guest that reports a crash writes (status - 1) / 2 here.
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
             .args(["-d", "cpu_reset", "-D"])
-            .arg(log)
-            .arg("-kernel")
-            .arg(&machine.kernel)
-            .args(["-append", &machine.append]);
-        if let Some(initrd) = &machine.initrd {
-            command.arg("-initrd").arg(initrd);
-        }
+            .arg(log);
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
         }
@@ -104,11 +131,36 @@ impl Qemu {
     }
 }
 
+fn boot_kernel(command: &mut Command, machine: &Machine) {
+    command.arg("-kernel").arg(&machine.kernel).args(["-append", &machine.append]);
+    if let Some(initrd) = &machine.initrd {
+        command.arg("-initrd").arg(initrd);
+    }
+}
+
+impl BootDisk {
+    /// The disk, a screen, and the firmware; its variables go to `scratch`.
+    fn add_to(&self, command: &mut Command, scratch: &Path) -> Result<()> {
+        if self.firmware == Firmware::Uefi {
+            let [code, variables] = OVMF;
+            let copy = scratch.join("variables");
+            std::fs::copy(variables, &copy)
+                .with_context(|| format!("{variables} (package ovmf) cannot be read"))?;
+            let code = format!("if=pflash,unit=0,format=raw,readonly=on,file={code}");
+            let variables = format!("if=pflash,unit=1,format=raw,file={}", copy.display());
+            command.args(["-machine", "q35", "-drive", &code, "-drive", &variables]);
+        }
+        let disk = format!("if=ide,format=raw,snapshot=on,file={}", self.image.display());
+        command.args(["-vga", "std", "-drive", &disk]);
+        Ok(())
+    }
+}
+
 /// QEMU's event channel, read by a thread.
 struct Events {
     reason: Arc<Mutex<Option<String>>>,
     thread: std::thread::JoinHandle<()>,
-    path: std::path::PathBuf,
+    path: PathBuf,
 }
 
 impl Events {

@@ -1,5 +1,6 @@
 //! Installing what the project needs from Debian.
 
+use crate::artefact;
 use crate::pack::plan::Medium;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -45,6 +46,10 @@ const TEST: &[Need] = &[
     need("dnsmasq-base", "/usr/sbin/dnsmasq"),
     need("openssh-client", "/usr/bin/ssh"),
     need("iperf3", "/usr/bin/iperf3"),
+    need("grub-common", "/usr/bin/grub-mkimage"),
+    need("grub-pc-bin", "/usr/lib/grub/i386-pc/multiboot2.mod"),
+    need("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/multiboot2.mod"),
+    need("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"),
 ];
 
 /// What packs are made with.
@@ -153,21 +158,23 @@ fn apt_get(action: &str, packages: &[&str]) -> Result<std::result::Result<(), St
 /// rustup adds the toolchain file's targets by itself when it installs the
 /// toolchain, not when the toolchain was there before.
 fn rust_target() -> Result<()> {
-    let Some(workspace) = crate::artefact::workspace() else { return Ok(()) };
+    let Some(workspace) = artefact::workspace() else { return Ok(()) };
     let sysroot = Command::new("rustc")
         .current_dir(&workspace)
         .args(["--print", "sysroot"])
         .output()
         .context("rustc cannot be run")?;
     let sysroot = String::from_utf8_lossy(&sysroot.stdout).trim().to_owned();
-    if Path::new(&sysroot).join("lib/rustlib/x86_64-unknown-none/lib").exists() {
+    let missing = |target: &&str| !Path::new(&sysroot).join("lib/rustlib").join(target).exists();
+    let missing: Vec<_> = [artefact::BARE, artefact::UEFI].into_iter().filter(missing).collect();
+    if missing.is_empty() {
         return Ok(());
     }
-    rustup_add("target", &["x86_64-unknown-none"])
+    rustup_add("target", &missing)
 }
 
 fn rust_components() -> Result<()> {
-    let Some(workspace) = crate::artefact::workspace() else { return Ok(()) };
+    let Some(workspace) = artefact::workspace() else { return Ok(()) };
     for (tool, component) in [("clippy", "clippy"), ("fmt", "rustfmt")] {
         let there =
             Command::new("cargo").current_dir(&workspace).args([tool, "--version"]).output();
@@ -182,7 +189,7 @@ fn rustup_add(kind: &str, names: &[&str]) -> Result<()> {
     let list = names.join(" ");
     crate::say(format!("adding the Rust {kind} {list} with rustup"));
     let mut rustup = Command::new("rustup");
-    if let Some(workspace) = crate::artefact::workspace() {
+    if let Some(workspace) = artefact::workspace() {
         rustup.current_dir(workspace);
     }
     let out = rustup.args([kind, "add"]).args(names).output();

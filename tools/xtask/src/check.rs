@@ -2,7 +2,7 @@
 
 use crate::command::{cargo, cargo_command, run as run_command, workspace};
 use anyhow::{Context, Result, ensure};
-use pontoon::artefact::{BARE, SHIM};
+use pontoon::artefact::{BARE, SHIM, UEFI};
 use std::fs;
 
 /// Formatting, lints, documents.
@@ -17,6 +17,8 @@ pub fn run() -> Result<()> {
         "shim",
         "--exclude",
         "tiny-guests",
+        "--exclude",
+        "pontoon-efi",
         "--all-targets",
         "--",
         "-D",
@@ -37,6 +39,19 @@ pub fn run() -> Result<()> {
         "-D",
         "warnings",
     ])?;
+    cargo(&[
+        "clippy",
+        "--quiet",
+        "--profile",
+        "ring0",
+        "--package",
+        "pontoon-efi",
+        "--target",
+        UEFI,
+        "--",
+        "-D",
+        "warnings",
+    ])?;
     run_command(
         cargo_command(&[
             "doc",
@@ -47,6 +62,8 @@ pub fn run() -> Result<()> {
             "shim",
             "--exclude",
             "tiny-guests",
+            "--exclude",
+            "pontoon-efi",
         ])?
         .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"),
     )?;

@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod command;
 mod disks;
+mod doors;
 mod fuzz;
 mod net;
 mod test;
@@ -38,6 +39,8 @@ enum Commands {
     Disks(disks::Options),
     /// Guests on hvhost's network adapters only.
     Net(net::Options),
+    /// Boots through firmware and boot loaders only.
+    Doors(doors::Options),
     /// Benchmarks; `bench micro` is the yardstick.
     Bench {
         /// The benchmark and its options.
@@ -98,6 +101,7 @@ fn run(command: Commands) -> Result<()> {
         Commands::E2e(options) => test::e2e(&options),
         Commands::Disks(options) => disks::disks(&options),
         Commands::Net(options) => net::net(&options),
+        Commands::Doors(options) => doors::doors(&options),
         Commands::Bench { rest } => {
             pontoon::setup::for_testing()?;
             bench::run(rest)
@@ -122,7 +126,7 @@ fn run(command: Commands) -> Result<()> {
 fn build() -> Result<()> {
     pontoon::setup::for_testing()?;
     command::cargo(&["build", "--release", "--package", "pontoon"])?;
-    for artefact in [artefact::HVHOST, artefact::AGENT, artefact::SHIM] {
+    for artefact in [artefact::HVHOST, artefact::AGENT, artefact::SHIM, artefact::EFI] {
         println!("{}", artefact.find()?.display());
     }
     println!("{}", pontoon_tests::guests::program("stress")?.display());

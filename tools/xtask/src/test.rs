@@ -1,7 +1,7 @@
 //! `test`, `e2e`.
 
 use crate::command::{boot_tests, cargo};
-use crate::{disks, fuzz, net};
+use crate::{disks, doors, fuzz, net};
 use anyhow::Result;
 
 /// Options of `test`.
@@ -42,7 +42,10 @@ const DISK_KERNELS: &str = "bullseye,bookworm,trixie,sid";
 /// Host tests of all crates, then boots. The boots' summary is the last output.
 pub fn run(options: &Options) -> Result<()> {
     pontoon::setup::for_testing()?;
-    cargo(&["test", "--workspace", "--exclude", "shim", "--exclude", "tiny-guests"])?;
+    let bare = ["shim", "tiny-guests", "pontoon-efi"];
+    let mut host_tests = vec!["test", "--workspace"];
+    host_tests.extend(bare.iter().flat_map(|package| ["--exclude", package]));
+    cargo(&host_tests)?;
     if options.quick {
         return boots(&E2e {
             kernel: Some("bookworm".into()),
@@ -66,6 +69,7 @@ pub fn run(options: &Options) -> Result<()> {
         filter: (!options.matrix).then(|| "user".into()),
         ..net::Options::default()
     })?;
+    doors::doors(&doors::Options::default())?;
     if options.matrix {
         return boots(&E2e {
             kernel: Some(EVERY_KERNEL.into()),

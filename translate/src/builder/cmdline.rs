@@ -179,13 +179,24 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a [u8]) -> Option<()> {
 }
 
 /// Words of a command line, quotes kept.
-fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut quoted = false;
     line.split(move |&c| {
         quoted ^= c == b'"';
         !quoted && c.is_ascii_whitespace()
     })
     .filter(|word| !word.is_empty())
+}
+
+/// What stands behind `pontoon.` in a word of the shim's.
+fn ours(word: &[u8]) -> Option<&[u8]> {
+    word.strip_prefix(b"\"").unwrap_or(word).strip_prefix(b"pontoon.")
+}
+
+/// Whether a word is the shim's.
+#[must_use]
+pub fn is_ours(word: &[u8]) -> bool {
+    ours(word).is_some()
 }
 
 /// Divides a command line into the guest's (words as they were, single spaces between) and the
@@ -196,8 +207,7 @@ pub fn split(line: &[u8]) -> (Vec<u8>, Options<'_>) {
     let mut guest = Vec::with_capacity(end);
     let mut options = Options::default();
     for word in words(line.get(..end).unwrap_or(line)) {
-        let bare = word.strip_prefix(b"\"").unwrap_or(word);
-        if let Some(ours) = bare.strip_prefix(b"pontoon.") {
+        if let Some(ours) = ours(word) {
             if apply(&mut options, ours).is_none() {
                 options.unknown.push(word);
             }
@@ -234,6 +244,8 @@ mod tests {
         let (guest, options) = split(b"\"pontoon.mem=1G\" a=\"b pontoon.mem=2G\"");
         assert_eq!(guest, b"a=\"b pontoon.mem=2G\"");
         assert_eq!(options.mem_bytes, Some(1 << 30));
+        let line = &b"dom0_mem=1G \"pontoon.log=info\" pontoon.mem=1G a=pontoon.b"[..];
+        assert_eq!(words(line).filter(|word| is_ours(word)).count(), 2);
     }
 
     #[test]

@@ -1,0 +1,130 @@
+//! Boots through firmware and boot loaders, to the guest's shell: GRUB as Debian has it, on SeaBIOS
+//! and on OVMF, and the EFI application.
+//!
+//! Chosen by environment variables, which `cargo xtask doors` sets from its options:
+//! - `PONTOON_E2E_KERNELS`: Debian suites whose kernels the guests run; default: bookworm.
+//! - `PONTOON_E2E_SHOW=1`: print the guests' consoles as they come.
+//!
+//! Without `PONTOON_E2E=1` the tests are ignored.
+
+use anyhow::{Result, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use pontoon::cleanup::Scratch;
+use pontoon::host::{Input, Machine};
+use pontoon::kernel::Kernel;
+use pontoon::outcome::{Outcome, Status};
+use pontoon::qemu::{BootDisk, Firmware, Qemu};
+use pontoon_tests::guests;
+use pontoon_tests::media::{Efi, Files};
+use std::process::ExitCode;
+use std::time::Duration;
+
+const MEMORY_MIB: u64 = 512;
+/// Firmware, boot loader and guest, all emulated, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(180);
+
+type Test = fn(&str) -> Result<()>;
+
+const TESTS: [(&str, Test); 4] = [
+    ("grub-bios", grub_bios),
+    ("grub-uefi", grub_uefi),
+    ("uefi", uefi),
+    ("uefi-refuses", uefi_refuses),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let ignored = std::env::var_os("PONTOON_E2E").is_none();
+    let kernels = std::env::var("PONTOON_E2E_KERNELS").unwrap_or_else(|_| "bookworm".into());
+    let mut trials = Vec::new();
+    for kernel in kernels.split(',') {
+        for (name, test) in TESTS {
+            let spec = kernel.to_owned();
+            let run = move || test(&spec).map_err(|e| Failed::from(format!("{e:#}")));
+            trials.push(Trial::test(format!("{kernel}/{name}"), run).with_ignored_flag(ignored));
+        }
+    }
+    if !ignored
+        && !arguments.list
+        && let Err(e) = pontoon::cleanup::on_signals(|| ())
+    {
+        eprintln!("signals: {e:#}");
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A guest whose shell is asked something; words of both command lines.
+fn guest(spec: &str, words: &str) -> Result<Files> {
+    let kernel = Kernel::get(spec)?.vmlinuz()?;
+    let cmdline = "console=hvc0 quiet panic=-1 pontoon_test=shell";
+    Files::of_guest(&kernel, guests::initramfs(&[])?, cmdline, words)
+}
+
+/// Boots from a disk; answers a shell that asks.
+fn boot(files: &Files, efi: Efi, firmware: Firmware) -> Result<Outcome> {
+    let scratch = Scratch::new()?;
+    let image = files.disk(scratch.path(), efi)?;
+    let qemu = Qemu { boot_disk: Some(BootDisk { image, firmware }), ..Qemu::default() };
+    let mut machine = Machine::new(scratch.path(), None, "");
+    machine.memory_mib = MEMORY_MIB;
+    machine.timeout = Some(LIMIT);
+    let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
+    let input = Input::default();
+    let (mut seen, mut asked) = (String::new(), false);
+    qemu.run(&machine, &input, &mut |bytes| {
+        if show {
+            eprint!("{}", String::from_utf8_lossy(bytes));
+        }
+        seen.push_str(&String::from_utf8_lossy(bytes));
+        if !asked && seen.contains("/ # ") {
+            asked = true;
+            input.send(b"cat /proc/cmdline; echo answer $((6*7))\nexit\n");
+        }
+    })
+}
+
+/// The guest's shell answered, on the command line it was to have, by the door it was to come by.
+fn answered(outcome: &Outcome, door: &str) -> Result<()> {
+    let text = outcome.console_text();
+    let said = |what: &str| ensure_said(&text, what);
+    said(&format!("by {door}"))?;
+    said("answer 42")?;
+    said("\nconsole=hvc0 quiet panic=-1 pontoon_test=shell")?;
+    ensure!(outcome.status == Status::POWER_OFF, "ended by {}:\n{text}", outcome.status.text());
+    Ok(())
+}
+
+fn ensure_said(text: &str, what: &str) -> Result<()> {
+    ensure!(text.contains(what), "nobody said \"{what}\":\n{text}");
+    Ok(())
+}
+
+fn grub_bios(spec: &str) -> Result<()> {
+    let files = guest(spec, "pontoon.log=info dom0_mem=512M")?;
+    answered(&boot(&files, Efi::Grub, Firmware::Bios)?, "Multiboot2")
+}
+
+fn grub_uefi(spec: &str) -> Result<()> {
+    let files = guest(spec, "pontoon.log=info dom0_mem=512M")?;
+    answered(&boot(&files, Efi::Grub, Firmware::Uefi)?, "Multiboot2")
+}
+
+fn uefi(spec: &str) -> Result<()> {
+    let files = guest(spec, "pontoon.log=info")?;
+    answered(&boot(&files, Efi::Pontoon, Firmware::Uefi)?, "Multiboot2")
+}
+
+/// Whatever is missing or wrong is said in a line.
+fn uefi_refuses(spec: &str) -> Result<()> {
+    let files = guest(spec, "")?;
+    let says = |files: &Files, what: &str| {
+        let mut files = files.clone();
+        // What the firmware turns to next.
+        files = files.with("startup.nsh", "reset -s\r\n");
+        let outcome = boot(&files, Efi::Pontoon, Firmware::Uefi)?;
+        ensure_said(&outcome.console_text(), what)
+    };
+    says(&files.clone().without("pontoon/kernel"), "\\pontoon\\kernel is not on this volume")?;
+    says(&files.with("pontoon/kernel", "no kernel"), "\\pontoon\\kernel: ")
+}

@@ -268,7 +268,7 @@ fn poll_ready<P: Platform>(cx: &mut Ctx<'_, P>, op: &SchedPoll) -> Result<bool, 
 }
 
 /// Whether the blocked vCPU may go on, and with which return value. Ring 0 calls it before each
-/// halt, interrupts off; on `None` the hardware timer is exactly the next deadline.
+/// halt, interrupts off; on `None` the hardware timer is not later than the next deadline.
 pub fn wake_check<P: Platform>(cx: &mut Ctx<'_, P>) -> Option<i64> {
     requests::take(cx);
     if !wait_over(cx) {

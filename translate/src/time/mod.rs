@@ -7,8 +7,8 @@
 //! A vCPU has one hardware timer and up to five deadlines: singleshot (also `set_timer_op`),
 //! periodic, poll, and the watchdogs it serves. Arming the timer costs a VM exit, so it is
 //! armed only for an earlier deadline; a deadline moved later or cancelled leaves the timer, and
-//! a spurious interrupt arms it anew. Before a halt it is made exact ([`before_halt`]): there a
-//! spurious interrupt would cost more than the exit it saved.
+//! a spurious interrupt arms it anew. Before a halt, where a spurious interrupt would cost more than
+//! the exit it saved, it is made exact, unless the halt will be over sooner ([`before_halt`]).
 
 mod runstate;
 pub mod scale;
@@ -265,16 +265,19 @@ pub(crate) fn rearm<P: Platform>(cx: &mut Ctx<'_, P>) {
     }
 }
 
-/// Before a halt: fires what is due (which may end the wait) and makes the hardware timer exact.
+/// Before a halt: fires what is due (which may end the wait) and makes the hardware timer exact. If it
+/// is armed for too early, but would have been for later than the end of the last wait, it stays so:
+/// kernels that wait for a device many times a tick put their timer off before each wait and
+/// back after it.
 pub(crate) fn before_halt<P: Platform>(cx: &mut Ctx<'_, P>) {
     let mut next = next_deadline(cx);
-    if next != NEVER {
-        let now = cx.plat.now_ns();
-        if next <= now {
-            next = fire_due(cx, now);
-        }
+    let now = cx.plat.now_ns();
+    if next <= now {
+        next = fire_due(cx, now);
     }
-    if next != cx.vcpu.time.armed_ns {
+    let VcpuTime { armed_ns, runstate, .. } = &cx.vcpu.time;
+    let is_over_sooner = now.saturating_add(runstate.last_wait_ns()) < *armed_ns;
+    if next < *armed_ns || (next > *armed_ns && !is_over_sooner) {
         arm(cx, next);
     }
 }

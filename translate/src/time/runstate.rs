@@ -30,6 +30,8 @@ pub struct RunstateClock {
     stolen_sampled_at_ns: u64,
     /// Time spent running when steal time was last looked at.
     running_sampled_ns: u64,
+    /// How long the vCPU was blocked when it last was.
+    last_wait_ns: u64,
 }
 
 impl RunstateClock {
@@ -46,7 +48,13 @@ impl RunstateClock {
             stolen_seen_ns: 0,
             stolen_sampled_at_ns: 0,
             running_sampled_ns: 0,
+            last_wait_ns: u64::MAX,
         }
+    }
+
+    /// How long the vCPU was blocked when it last was; for ever, if it never was.
+    pub(super) const fn last_wait_ns(&self) -> u64 {
+        self.last_wait_ns
     }
 
     /// Adds the time since the last change to the state's sum.
@@ -160,6 +168,9 @@ impl SharedRunstate {
 pub fn set_runstate<P: Platform>(cx: &mut Ctx<'_, P>, state: Runstate) {
     let now = cx.plat.now_ns();
     let clock = &mut cx.vcpu.time.runstate;
+    if clock.info.state == Runstate::BLOCKED {
+        clock.last_wait_ns = now.saturating_sub(clock.info.state_entry_time);
+    }
     clock.settle(now);
     clock.info.state = state;
     if let Some(shared) = cx.dom.vcpus.get(cx.vcpu.id as usize) {

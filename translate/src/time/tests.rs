@@ -311,6 +311,43 @@ fn steal_time_is_told_to_those_who_run() {
     assert_eq!(stolen(&m), S);
 }
 
+/// A timer that is put off before each of many short waits is left alone; before a long one it is not.
+#[test]
+fn short_waits_leave_the_timer() {
+    let mut m = Machine::new();
+    let begin = m.plat.state().now_ns;
+    let (tick, far) = (begin + 4_000_000, begin + S);
+    let wait = |m: &mut Machine, ns| {
+        set_runstate(&mut m.cx(), Runstate::BLOCKED);
+        set_singleshot(&mut m.cx(), far);
+        before_halt(&mut m.cx());
+        advance(m, ns);
+        set_runstate(&mut m.cx(), Runstate::RUNNING);
+    };
+    set_singleshot(&mut m.cx(), tick);
+    assert_eq!(armed(&m), [Some(tick)]);
+    // How long the first one takes, nobody knows.
+    wait(&mut m, 100_000);
+    assert_eq!(armed(&m), [Some(far)]);
+    set_singleshot(&mut m.cx(), tick);
+    assert_eq!(armed(&m), [Some(tick)]);
+    for _ in 0..10 {
+        wait(&mut m, 100_000);
+        set_singleshot(&mut m.cx(), tick);
+    }
+    assert_eq!(armed(&m), []);
+    // A wait that is not over when the tick comes: from there on it is exact.
+    wait(&mut m, 2_900_000);
+    assert_eq!(armed(&m), []);
+    timer_interrupt(&mut m.cx());
+    assert_eq!(armed(&m), [Some(far)]);
+    // Nor is it left alone after a long one.
+    let soon = m.plat.state().now_ns + 1_000_000;
+    set_singleshot(&mut m.cx(), soon);
+    wait(&mut m, 100);
+    assert_eq!(armed(&m), [Some(soon), Some(far)]);
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (1u64..5000).prop_map(Step::Singleshot),
@@ -351,7 +388,7 @@ proptest! {
                     before_halt(&mut m.cx());
                     hardware = armed(&m).last().copied().unwrap_or(hardware);
                     let next = next_deadline(&m.cx());
-                    prop_assert_eq!(hardware, (next != NEVER).then_some(next));
+                    prop_assert_eq!(hardware, (next != NEVER).then_some(next), "it never waited");
                 }
             }
             hardware = armed(&m).last().copied().unwrap_or(hardware);

@@ -266,7 +266,7 @@ pub(crate) fn rearm<P: Platform>(cx: &mut Ctx<'_, P>) {
 }
 
 /// Before a halt: fires what is due (which may end the wait) and makes the hardware timer exact. If it
-/// is armed for too early, but would have been for later than the end of the last wait, it stays so:
+/// is armed for too early, but the wait will be over sooner if it is as the last ones were, it stays so:
 /// kernels that wait for a device many times a tick put their timer off before each wait and
 /// back after it.
 pub(crate) fn before_halt<P: Platform>(cx: &mut Ctx<'_, P>) {
@@ -276,7 +276,7 @@ pub(crate) fn before_halt<P: Platform>(cx: &mut Ctx<'_, P>) {
         next = fire_due(cx, now);
     }
     let VcpuTime { armed_ns, runstate, .. } = &cx.vcpu.time;
-    let is_over_sooner = now.saturating_add(runstate.last_wait_ns()) < *armed_ns;
+    let is_over_sooner = now.saturating_add(runstate.usual_wait_ns()) < *armed_ns;
     if next < *armed_ns || (next > *armed_ns && !is_over_sooner) {
         arm(cx, next);
     }

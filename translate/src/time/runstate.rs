@@ -19,6 +19,8 @@ const STEAL_PERIOD_NS: u64 = 10_000_000_000;
 /// ... and not before it ran this long, which is the most that can have been stolen unseen: an idle
 /// vCPU does not look.
 const STEAL_RUNNING_NS: u64 = 1_000_000_000;
+/// What waits are taken to last until there were some.
+const UNKNOWN_WAIT_NS: u64 = 1_000_000_000;
 
 /// The record and where the guest wants its copy.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +32,8 @@ pub struct RunstateClock {
     stolen_sampled_at_ns: u64,
     /// Time spent running when steal time was last looked at.
     running_sampled_ns: u64,
-    /// How long the vCPU was blocked when it last was.
-    last_wait_ns: u64,
+    /// See [`Self::usual_wait_ns`].
+    usual_wait_ns: u64,
 }
 
 impl RunstateClock {
@@ -48,13 +50,14 @@ impl RunstateClock {
             stolen_seen_ns: 0,
             stolen_sampled_at_ns: 0,
             running_sampled_ns: 0,
-            last_wait_ns: u64::MAX,
+            usual_wait_ns: UNKNOWN_WAIT_NS,
         }
     }
 
-    /// How long the vCPU was blocked when it last was; for ever, if it never was.
-    pub(super) const fn last_wait_ns(&self) -> u64 {
-        self.last_wait_ns
+    /// How long the vCPU is blocked when it is: the last time, or a long one before that, which counts
+    /// for a quarter less after each.
+    pub(super) const fn usual_wait_ns(&self) -> u64 {
+        self.usual_wait_ns
     }
 
     /// Adds the time since the last change to the state's sum.
@@ -169,7 +172,8 @@ pub fn set_runstate<P: Platform>(cx: &mut Ctx<'_, P>, state: Runstate) {
     let now = cx.plat.now_ns();
     let clock = &mut cx.vcpu.time.runstate;
     if clock.info.state == Runstate::BLOCKED {
-        clock.last_wait_ns = now.saturating_sub(clock.info.state_entry_time);
+        let wait_ns = now.saturating_sub(clock.info.state_entry_time);
+        clock.usual_wait_ns = wait_ns.max(clock.usual_wait_ns - clock.usual_wait_ns / 4);
     }
     clock.settle(now);
     clock.info.state = state;

@@ -2,8 +2,8 @@
 //! other.
 //!
 //! Cards come and go ([`Cards`]). Before there is a guest they are only noted; [`attach`] makes
-//! virtual interfaces of them, in the order of their offers. From then on a new card becomes one at
-//! once.
+//! virtual interfaces of them, in the order of their numbers: the store lists them as they were
+//! made, and Linux calls the first it finds there eth0. From then on a new card becomes one at once.
 //!
 //! Memory: each card that is offered at boot adds to the pool what it takes, before the guest gets
 //! its memory. One that comes later takes what `pontoon.net-spare` set aside, or what one left that
@@ -416,7 +416,7 @@ fn is_leaving(interface: &Interface) -> bool {
 /// Makes vifs of all cards found so far, and of later ones from now on.
 pub(super) fn attach(env: &Env<'_, Shim<'_>>) {
     let mut cards = KNOWN.lock().cards.clone();
-    cards.sort_by_key(|card| place(card));
+    cards.sort_by_key(|card| (wanted(card).map(|entry| entry.handle), place(card)));
     STARTED.store(true, Ordering::Release);
     for card in &cards {
         attach_card(env, card);
@@ -443,12 +443,16 @@ fn place(card: &Card) -> u32 {
 
 /// Makes the vif of a card, if it has one.
 fn attach_card(env: &Env<'_, Shim<'_>>, card: &Arc<Card>) {
-    let (mac, place) = (card.mac(), place(card));
-    let entry = KNOWN.lock().plan.as_ref().and_then(|plan| plan.entry(mac, place));
-    match entry {
+    match wanted(card) {
         Some(entry) => make(env, card, entry),
-        None => log!(Info, "network card {mac}: not named by pontoon.vif"),
+        None => log!(Info, "network card {}: not named by pontoon.vif", card.mac()),
     }
+}
+
+/// What a card is to be, if the guest is to see it.
+fn wanted(card: &Card) -> Option<Entry> {
+    let (mac, place) = (card.mac(), place(card));
+    KNOWN.lock().plan.as_ref().and_then(|plan| plan.entry(mac, place))
 }
 
 /// Makes a vif and shows it to the guest.

@@ -87,7 +87,8 @@ fn note<P: Platform>(cx: &mut Ctx<'_, P>, mfn: Mfn) -> u64 {
 #[cold]
 #[inline(never)]
 fn wait<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) {
-    while cx.dom.taken.frame.load(SeqCst) == mfn.0 {
+    // A guest may name the frame that stands for none.
+    while mfn.0 != NONE && cx.dom.taken.frame.load(SeqCst) == mfn.0 {
         core::hint::spin_loop();
     }
 }

@@ -270,6 +270,8 @@ fn extended_operations() {
         (C::UNPIN_TABLE, l4, 0, Ok(None)),
         (C::UNPIN_TABLE, u64::MAX, 0, Err(Errno::EINVAL)),
         (C::NEW_BASEPTR, l4, 0, Ok(Some(Call::LoadCr3(Mfn(l4))))),
+        (C::NEW_BASEPTR, 0x800, 0, Err(Errno::EINVAL)),
+        (C::NEW_BASEPTR, u64::MAX, 0, Err(Errno::EINVAL)),
         (C::NEW_USER_BASEPTR, l4, 0, Ok(None)),
         (C::NEW_USER_BASEPTR, 0, 0, Ok(None)),
         (C::NEW_USER_BASEPTR, 0x800, 0, Err(Errno::EINVAL)),

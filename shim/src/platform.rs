@@ -295,7 +295,9 @@ impl Clock for Shim<'_> {
         crate::time::now_ns()
     }
     fn tsc_scale(&self) -> TscScale {
-        crate::time::tsc_scale()
+        let same = cpu::tsc::are_same();
+        let scale = crate::time::tsc_scale();
+        TscScale { stable: scale.stable && same, invariant: scale.invariant && same, ..scale }
     }
     fn wallclock_base(&self) -> (u64, u32) {
         crate::time::wallclock()

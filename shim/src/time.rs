@@ -39,6 +39,18 @@ pub fn rdtsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
+/// Reads the TSC after everything before it.
+#[inline]
+pub fn rdtsc_ordered() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: neither instruction has preconditions in ring 0.
+    unsafe {
+        core::arch::asm!("lfence", "rdtsc", out("eax") low, out("edx") high,
+            options(nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// The conversion as the guest is told; before [`init`] one in which time stands still.
 #[inline]
 pub fn tsc_scale() -> TscScale {

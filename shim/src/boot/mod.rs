@@ -13,7 +13,7 @@ use translate::builder::cmdline::{ConsoleDevice, LogLevel, Options};
 
 use crate::acpi::{self, Acpi};
 use crate::cpu::percpu::{self, Area, PerCpu};
-use crate::cpu::{self, Cpu, Features, apic, gdt, idt, smp};
+use crate::cpu::{self, Cpu, Features, apic, gdt, idt, mtrr, smp};
 use crate::mm::layout::{DIRECT_MAP_BASE, FIXMAP_BASE, M2P_BASE, MAX_VCPUS, SHIM_BASE, SHIM_SIZE};
 use crate::mm::page_table::{NoFrames, ShimTables, pte};
 use crate::mm::{self, fixmap, frames, heap, phys_to_virt};
@@ -360,6 +360,7 @@ fn start_others(machine: &BootMachine, own: &mut Own, options: &Options<'_>) -> 
         log!(Warn, "no RAM below 640 KiB: other processors start only if the host starts them");
     }
     let begin = time::now_ns();
+    mtrr::note();
     let starter = smp::Starter::new(machine.features, page, boot_l4, own.l4);
     starter.init(&ids);
     let mut count = 1;
@@ -375,10 +376,14 @@ fn start_others(machine: &BootMachine, own: &mut Own, options: &Options<'_>) -> 
         let info = guest::vcpu_info(own, count);
         // SAFETY: the area is mapped, and no processor uses it: none has answered for it.
         unsafe { init_area(own, 0, translate::vcpu::Vcpu::new(count, info)) };
-        if starter.start(count, id) {
-            count += 1;
-        } else {
-            smp::report_missing(id);
+        match starter.start(count, id) {
+            smp::Answer::Ready => count += 1,
+            smp::Answer::None => smp::report_missing(id),
+            // What it is on cannot be given to another.
+            smp::Answer::Stuck => {
+                smp::report_stuck(id);
+                break;
+            }
         }
     }
     log!(Info, "{count} processors after {} us", (time::now_ns() - begin) / 1000);

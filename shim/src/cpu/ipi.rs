@@ -15,9 +15,6 @@ use crate::mm::layout::MAX_VCPUS;
 static SLOTS: [Slot<AtomicU64>; MAX_VCPUS] = [const { Slot::new() }; MAX_VCPUS];
 static SHOOTDOWN: Shootdown<&'static [Slot<AtomicU64>]> = Shootdown(&SLOTS);
 
-/// Spins before the host is told that this processor waits.
-const SPINS: u32 = 4096;
-
 /// Interrupts processors, by their numbers.
 pub fn send(targets: u64, vector: u8) {
     if !hv::vp::send_ipi(targets, vector) {
@@ -42,7 +39,7 @@ pub fn flush(cpu: &Cpu, targets: u64, page: Option<GuestVa>) {
         smp::stop_if_ended(me);
         core::hint::spin_loop();
         spins = spins.wrapping_add(1);
-        if spins.is_multiple_of(SPINS) {
+        if hv::get().is_some_and(|hv| spins.is_multiple_of(hv.spin_limit.max(1))) {
             hv::notify_long_spin_wait(spins);
         }
     }

@@ -5,8 +5,10 @@ pub mod gdt;
 pub mod idt;
 pub mod ipi;
 pub mod msr;
+pub mod mtrr;
 pub mod percpu;
 pub mod smp;
+pub mod tsc;
 pub mod tss;
 
 use core::arch::asm;

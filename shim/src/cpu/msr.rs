@@ -4,7 +4,9 @@ use core::arch::asm;
 
 #[allow(missing_docs, reason = "names are the manuals' own")]
 pub mod nr {
+    pub const TSC: u32 = 0x10;
     pub const APIC_BASE: u32 = 0x1b;
+    pub const TSC_ADJUST: u32 = 0x3b;
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
     pub const SYSENTER_EIP: u32 = 0x176;
@@ -24,6 +26,7 @@ pub mod nr {
 
 unsafe extern "C" {
     fn wrmsr_checked(msr: u32, value: u64) -> u64;
+    fn rdmsr_checked(msr: u32, value: *mut u64) -> u64;
 }
 
 /// Reads an MSR.
@@ -72,4 +75,12 @@ pub unsafe fn set_bits(msr: u32, bits: u64) {
 pub unsafe fn try_write(msr: u32, value: u64) -> bool {
     // SAFETY: the assembly catches a refusal; the effect is the caller's promise.
     unsafe { wrmsr_checked(msr, value) == 0 }
+}
+
+/// Reads an MSR that may not exist; `None` then.
+pub fn try_read(msr: u32) -> Option<u64> {
+    let mut value = 0;
+    // SAFETY: the assembly catches a refusal, and writes only the value.
+    let refused = unsafe { rdmsr_checked(msr, &raw mut value) };
+    (refused == 0).then_some(value)
 }

@@ -7,7 +7,7 @@
 
 use core::arch::global_asm;
 use core::mem::size_of;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use spin::{Mutex, Once};
 use translate::regs::CpuRegs;
@@ -15,7 +15,7 @@ use translate::vcpu::Vcpu;
 use translate::{Ctx, vcpu_start};
 
 use super::percpu::{Area, PerCpu};
-use super::{Features, apic};
+use super::{Features, apic, mtrr, tsc};
 use crate::mm::layout::MAX_VCPUS;
 use crate::platform::Shim;
 use crate::{hv, log, time, trap};
@@ -25,6 +25,8 @@ const TAKEN: u32 = u32::MAX;
 const WITHDRAWN: u32 = u32::MAX - 1;
 /// How long a processor may take to answer; on an emulated host it is slow.
 const ANSWER_NS: u64 = 3_000_000_000;
+/// How long it may then take to set itself up.
+const SETUP_NS: u64 = 10_000_000_000;
 /// How long one that the host starts by hypercall may take, before it is tried otherwise.
 const HOST_NS: u64 = 1_000_000_000;
 /// After INIT (Intel SDM 3A 9.4.4), and until the second SIPI.
@@ -43,8 +45,19 @@ static STACK: AtomicU64 = AtomicU64::new(0);
 static FINAL_L4: AtomicU64 = AtomicU64::new(0);
 
 static FEATURES: Once<Features> = Once::new();
-/// The processor of this number is set up and waits.
-static READY: [AtomicBool; MAX_VCPUS] = [const { AtomicBool::new(false) }; MAX_VCPUS];
+/// How far the processor of this number is.
+static STATE: [AtomicU8; MAX_VCPUS] = [const { AtomicU8::new(SETTING_UP) }; MAX_VCPUS];
+const SETTING_UP: u8 = 0;
+/// It waits.
+const READY: u8 = 1;
+/// It is not waited for, and stops.
+const GIVEN_UP: u8 = 2;
+
+/// A processor is set up, or is given up: whoever says so first.
+fn move_on(number: u32, to: u8) -> bool {
+    let state = &STATE[number as usize];
+    state.compare_exchange(SETTING_UP, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+}
 /// The vCPU of this number has never run, and its processor leaves it alone while this is locked.
 static NEW: [Mutex<bool>; MAX_VCPUS] = [const { Mutex::new(false) }; MAX_VCPUS];
 /// There is a domain.
@@ -70,6 +83,17 @@ unsafe extern "C" {
     static trampoline_gdt_pointer: u8;
     static trampoline_cr3: u8;
     fn processor_entry();
+}
+
+/// What became of a processor that was to start.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It waits for its vCPU.
+    Ready,
+    /// It does not come; its number is free.
+    None,
+    /// It came, and went wrong on what belongs to its number.
+    Stuck,
 }
 
 /// What starting processors needs.
@@ -106,16 +130,19 @@ impl Starter {
         }
     }
 
-    /// Starts a processor as number `number`, whose area is mapped and filled. Whether it answers.
-    pub fn start(&self, number: u32, apic_id: u32) -> bool {
+    /// Starts a processor as number `number`, whose area is mapped and filled.
+    pub fn start(&self, number: u32, apic_id: u32) -> Answer {
         NUMBER.store(number, Ordering::SeqCst);
         STACK.store(Area::of(number).stack_top() - ROOM, Ordering::SeqCst);
         EXPECTED.store(apic_id, Ordering::SeqCst);
         let begin = time::now_ns();
         let entry = processor_entry as *const () as u64;
         if by_hypercall() {
-            if hv::vp::start(apic_id, entry) && self.answers(number, apic_id, HOST_NS) {
-                return true;
+            if hv::vp::start(apic_id, entry) {
+                let answer = answers(number, apic_id, HOST_NS);
+                if answer != Answer::None {
+                    return answer;
+                }
             }
             // The host does not, or means something else by it: as on hosts without that.
             if self.trampoline.is_some() {
@@ -123,38 +150,51 @@ impl Starter {
                 time::wait_ms(INIT_MS);
             }
         }
-        let Some(page) = self.trampoline else { return self.late(number, apic_id) };
+        let Some(page) = self.trampoline else { return late(number, apic_id) };
         apic::send_sipi(apic_id, page);
-        if self.answers(number, apic_id, SIPI_NS) {
-            return true;
+        let answer = answers(number, apic_id, SIPI_NS);
+        if answer != Answer::None {
+            return answer;
         }
         if EXPECTED.load(Ordering::SeqCst) == apic_id {
             // The first one may get lost (Intel SDM 3A 9.4.4).
             apic::send_sipi(apic_id, page);
         }
         let left = ANSWER_NS.saturating_sub(time::now_ns().saturating_sub(begin));
-        self.answers(number, apic_id, left) || self.late(number, apic_id)
-    }
-
-    /// Gives a processor up. `true`: it was quicker, and is ready.
-    fn late(&self, number: u32, apic_id: u32) -> bool {
-        !withdraw(apic_id) && self.answers(number, apic_id, u64::MAX)
-    }
-
-    /// Whether a processor is ready within a time; one that has taken itself out of the mailbox is waited
-    /// for, as it is on the stack it was given.
-    fn answers(&self, number: u32, apic_id: u32, limit_ns: u64) -> bool {
-        let begin = time::now_ns();
-        let ready = &READY[number as usize];
-        while !ready.load(Ordering::SeqCst) {
-            let is_expected = EXPECTED.load(Ordering::SeqCst) == apic_id;
-            if is_expected && time::now_ns().saturating_sub(begin) >= limit_ns {
-                return false;
-            }
-            core::hint::spin_loop();
+        match answers(number, apic_id, left) {
+            Answer::None => late(number, apic_id),
+            answer => answer,
         }
-        true
     }
+}
+
+/// Gives a processor up, unless it was quicker.
+fn late(number: u32, apic_id: u32) -> Answer {
+    if withdraw(apic_id) { Answer::None } else { answers(number, apic_id, 0) }
+}
+
+/// Waits so long for a processor; one that has taken itself out of the mailbox is on the stack it was
+/// given, and has longer.
+fn answers(number: u32, apic_id: u32, limit_ns: u64) -> Answer {
+    let state = &STATE[number as usize];
+    let mut begin = time::now_ns();
+    let mut came = false;
+    while state.load(Ordering::SeqCst) == SETTING_UP {
+        tsc::answer();
+        if !came && EXPECTED.load(Ordering::SeqCst) != apic_id {
+            came = true;
+            begin = time::now_ns();
+        }
+        let limit_ns = if came { SETUP_NS } else { limit_ns };
+        if time::now_ns().saturating_sub(begin) >= limit_ns {
+            if !came {
+                return Answer::None;
+            }
+            move_on(number, GIVEN_UP);
+        }
+        core::hint::spin_loop();
+    }
+    if state.load(Ordering::SeqCst) == READY { Answer::Ready } else { Answer::Stuck }
 }
 
 /// Whether the host starts processors by hypercall.
@@ -198,15 +238,25 @@ extern "C" fn processor_main(number: u32) -> ! {
         // SAFETY: area and GDT window are mapped and filled; the final page tables are loaded.
         unsafe { super::init(own, features) };
         own.cpu.cr3.set(FINAL_L4.load(Ordering::SeqCst));
+        // First of all: what follows tells the time.
+        if !tsc::follow(number) {
+            move_on(number, GIVEN_UP);
+            crate::power::halt();
+        }
         apic::init(features);
         apic::note_id(number);
         let hv = hv::get();
         own.cpu.vp_index.set(hv.map_or(0, |hv| hv::init_cpu(number, hv)));
         let synic = hv.is_some_and(|hv| hv::synic::init_cpu(number, hv));
         time::init_timer(features, synic);
+        if mtrr::follow() {
+            log!(Warn, "processor {number} had other MTRRs than the first: they are the same now");
+        }
     }
     *NEW[number as usize].lock() = true;
-    READY[number as usize].store(true, Ordering::SeqCst);
+    if !move_on(number, READY) {
+        crate::power::halt();
+    }
     // SAFETY: the processor's own area, to which nobody has a reference now.
     unsafe { wait_for_guest(number, pc) }
 }
@@ -296,13 +346,23 @@ pub fn final_l4() -> u64 {
 
 /// Processors that were started, but for one.
 fn others(me: u32) -> u64 {
-    let ready = READY.iter().zip(0u32..).filter(|(ready, _)| ready.load(Ordering::Relaxed));
+    let is_ready = |state: &AtomicU8| state.load(Ordering::Relaxed) == READY;
+    let ready = STATE.iter().zip(0u32..).filter(|(state, _)| is_ready(state));
     ready.fold(1, |set, (_, number)| set | 1 << number) & !(1 << me)
 }
 
 /// Says that a processor is left out.
 pub fn report_missing(apic_id: u32) {
     log!(Error, "the processor with APIC id {apic_id} does not start: the guest goes without it");
+}
+
+/// Says that a processor went wrong, and that it was the last.
+pub fn report_stuck(apic_id: u32) {
+    log!(
+        Error,
+        "the processor with APIC id {apic_id} is stuck, or its TSC is: the guest goes without it \
+         and those behind it"
+    );
 }
 
 const _: () = assert!(u64::BITS as usize == MAX_VCPUS, "sets of vCPUs are words");

@@ -474,6 +474,19 @@ wrmsr_checked:
     ret
     FIXUP 1b, 2b
 
+# rdmsr_checked(edi = msr, rsi = where its value goes) -> rax = 0, or 1 where the processor refused it.
+.global rdmsr_checked
+rdmsr_checked:
+    mov ecx, edi
+1:  rdmsr
+    mov [rsi], eax
+    mov [rsi + 4], edx
+    xor eax, eax
+    ret
+2:  mov eax, 1
+    ret
+    FIXUP 1b, 2b
+
 # xsetbv_checked(rdi = value) for XCR0 -> rax = 0, or 1.
 .global xsetbv_checked
 xsetbv_checked:

@@ -113,6 +113,10 @@ pub fn run(options: &Options) -> Result<Outcome> {
         }
         vcpus.push(vcpu);
     }
+    for (index, seconds) in &options.tsc_ahead {
+        let vcpu = vcpus.get(*index as usize);
+        vcpu.with_context(|| format!("no processor {index}"))?.put_tsc_ahead(*seconds)?;
+    }
     start(vcpus, options, &counters, &events, &routing)?;
     let outcome = wait(options, &ended);
     com1.drain();

@@ -43,6 +43,10 @@ pub struct Options {
     /// A processor that is there and never runs, whatever the guest does to start it.
     #[arg(long, value_name = "INDEX")]
     pub dead_cpu: Vec<u32>,
+    /// A processor whose TSC is ahead of the others' by so many seconds; KVM takes less than two for
+    /// an attempt to set them all.
+    #[arg(long, value_name = "INDEX=SECONDS", value_parser = tsc_ahead)]
+    pub tsc_ahead: Vec<(u32, u16)>,
     /// How the kernel is entered.
     #[arg(long, value_enum, default_value = "auto")]
     pub door: Door,
@@ -247,6 +251,15 @@ impl FromStr for SerialTarget {
     }
 }
 
+/// `INDEX=SECONDS`.
+fn tsc_ahead(text: &str) -> Result<(u32, u16), String> {
+    let parsed = text.split_once('=').and_then(|(index, seconds)| {
+        let seconds = seconds.parse().ok().filter(|&seconds| seconds >= 2)?;
+        Some((index.parse().ok()?, seconds))
+    });
+    parsed.ok_or_else(|| format!("\"{text}\" is no INDEX=SECONDS"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,6 +332,8 @@ mod tests {
         assert!(parse(&["--net", "user"]).unwrap().validate().is_ok());
         assert!(parse(&["--net", "user"].repeat(17)).unwrap().validate().is_err());
         assert!(parse(&["--at", "text"]).is_err());
+        assert!(parse(&["--tsc-ahead", "1=1"]).is_err());
+        assert_eq!(parse(&["--tsc-ahead", "1=10"]).unwrap().tsc_ahead, [(1, 10)]);
         for words in [
             &["--cpus", "0"][..],
             &["--cpus", "65"],

@@ -32,6 +32,7 @@ const EFER_SCE: u64 = 1 << 0;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 const EFER_NXE: u64 = 1 << 11;
+const MSR_IA32_TSC: u32 = 0x10;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 const RFLAGS_FIXED: u64 = 2;
@@ -102,6 +103,19 @@ impl Vcpu {
     /// KVM refuses.
     pub fn set_memory_type(&self) -> Result<()> {
         self.set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK).context("cannot set MTRRs")
+    }
+
+    /// Puts the TSC ahead.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn put_tsc_ahead(&self, seconds: u16) -> Result<()> {
+        let entry = kvm_msr_entry { index: MSR_IA32_TSC, ..Default::default() };
+        let mut msrs = Msrs::from_entries(&[entry]).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        anyhow::ensure!(self.fd.get_msrs(&mut msrs)? == 1, "KVM does not give the TSC");
+        let now = msrs.as_slice().first().context("no TSC")?.data;
+        let hz = u64::from(self.fd.get_tsc_khz().context("KVM_GET_TSC_KHZ")?) * 1000;
+        self.set_msr(MSR_IA32_TSC, now.wrapping_add(hz * u64::from(seconds)))
     }
 
     fn set_msr(&self, index: u32, data: u64) -> Result<()> {

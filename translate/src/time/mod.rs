@@ -12,6 +12,7 @@
 
 mod runstate;
 pub mod scale;
+mod skew;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ use crate::platform::{Platform, Shutdown, TscScale};
 
 pub use runstate::{RunstateClock, SharedRunstate, get_runstate, register_runstate, set_runstate};
 pub use scale::{mul_shift, mul_shift_hz, ns_to_tsc, tsc_scale, tsc_to_ns};
+pub use skew::Skew;
 
 /// No deadline.
 const NEVER: u64 = u64::MAX;

@@ -39,6 +39,14 @@ detect)
 	dmesg | grep -e 'Hypervisor detected' -e 'Hyper-V' -e 'tsc: Detected'
 	log
 	;;
+online:*)
+	n=0
+	while [ "$(nproc)" != "${test#online:}" ] && [ $n -lt 30 ]; do
+		sleep 1
+		n=$((n + 1))
+	done
+	echo "@@ online $(cat /sys/devices/system/cpu/online)"
+	;;
 reboot)
 	reboot -f
 	sleep 60

@@ -101,7 +101,7 @@ fn main() -> ExitCode {
 
 type Test = fn(&mut Lab, &str, &[String]) -> Result<()>;
 
-const TESTS: [(&str, Test); 10] = [
+const TESTS: [(&str, Test); 12] = [
     ("stress", stress),
     ("timers", timers),
     ("reboot", reboot),
@@ -112,9 +112,12 @@ const TESTS: [(&str, Test); 10] = [
     ("smp-ends", smp::ends),
     ("smp-fewer", smp::fewer),
     ("smp-missing", smp::missing),
+    ("smp-offline", smp::offline),
+    ("smp-tsc", smp::other_tsc),
 ];
 /// Tests of what the shim does whatever the kernel: with one, unless kernels were chosen.
-const OF_ONE_KERNEL: [&str; 4] = ["smp-2", "smp-ends", "smp-fewer", "smp-missing"];
+const OF_ONE_KERNEL: [&str; 6] =
+    ["smp-2", "smp-ends", "smp-fewer", "smp-missing", "smp-offline", "smp-tsc"];
 const ONE_KERNEL: &str = "bookworm";
 const NATIVE: [(&str, Test); 5] = [
     ("detect", native_detect),
@@ -175,7 +178,7 @@ impl Set {
             // program.
             ("timers", _) => !self.without.is_empty(),
             // Without crash registers it ends otherwise, which "crash" looks at.
-            ("smp-ends", None) => self.without.is_empty(),
+            ("smp-ends" | "smp-tsc", None) => self.without.is_empty(),
             (_, None) => true,
             ("reboot", Some(feature)) => feature == HvFeatures::RESET,
             ("crash", Some(feature)) => feature == HvFeatures::CRASH,
@@ -439,10 +442,14 @@ fn tiny(lab: &mut Lab, name: &str, _: &[String]) -> Result<()> {
 /// Random hypercalls. Always in plain QEMU: what they make of page tables takes QEMU 7.2 down when it
 /// emulates nested paging.
 fn hcfuzz(lab: &mut Lab, name: &str, _: &[String]) -> Result<()> {
-    let machine = lab.tiny(name, "calls=50000 seed=1")?;
-    let (mut host, _) = Host::choose(Under::Qemu, 2 * MEMORY_MIB)?;
-    let outcome = host.run(&machine, &Input::default(), &mut |_| {})?;
-    ended(&outcome, &Transcript::of(&outcome), Status::POWER_OFF)
+    for cpus in [1, 4] {
+        let mut machine = lab.tiny(name, &format!("calls=50000 seed=1 cpus={cpus}"))?;
+        machine.cpus = cpus;
+        let (mut host, _) = Host::choose(Under::Qemu, 2 * MEMORY_MIB)?;
+        let outcome = host.run(&machine, &Input::default(), &mut |_| {})?;
+        ended(&outcome, &Transcript::of(&outcome), Status::POWER_OFF)?;
+    }
+    Ok(())
 }
 
 const DETECT: &str = "console=ttyS0 quiet panic=-1 pontoon_test=detect";

@@ -47,6 +47,43 @@ pub fn fewer(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// `pontoon.vcpus`: the guest puts the others down, as it is told in the store, and may not bring them
+/// up by itself.
+pub fn offline(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    let test = "online:2 pontoon.vcpus=2";
+    let (outcome, transcript) = lab.guest_on(spec, without, test, 3)?;
+    ended(&outcome, &transcript, Status::POWER_OFF)?;
+    let tail = || transcript.tail();
+    ensure!(
+        transcript.mark("online") == Some("0-1"),
+        "{:?}:\n{}",
+        transcript.mark("online"),
+        tail()
+    );
+    Ok(())
+}
+
+/// A processor whose TSC is not the others': the clocks agree all the same.
+pub fn other_tsc(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    if std::env::var("PONTOON_E2E_UNDER").is_ok_and(|under| under == "qemu") {
+        return Ok(());
+    }
+    let append =
+        "console=hvc0 quiet panic=-1 pontoon_test=stress:clock,timer,sleepers,threads_ping";
+    let mut machine = lab.machine(spec, append, true)?;
+    machine.without = without.to_vec();
+    machine.cpus = 3;
+    machine.more = vec!["--tsc-ahead".into(), "1=10".into()];
+    let outcome = lab.run(&machine, &Input::default(), &mut |_| {})?;
+    let transcript = Transcript::of(&outcome);
+    ended(&outcome, &transcript, Status::POWER_OFF)?;
+    ensure!(transcript.text.contains("the TSC of processor 1 is off by"), "nothing is said");
+    ensure!(!transcript.text.contains("the TSC of processor 2"), "another is off, too");
+    ensure!(transcript.mark("cpus") == Some("3"), "processors: {:?}", transcript.mark("cpus"));
+    ensure!(transcript.mark("stress") == Some("0"), "the clocks differ:\n{}", transcript.tail());
+    Ok(())
+}
+
 /// A machine with more processors than answer: the guest comes up with the others.
 pub fn missing(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
     if std::env::var("PONTOON_E2E_UNDER").is_ok_and(|under| under == "qemu") {

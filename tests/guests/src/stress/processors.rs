@@ -12,6 +12,7 @@ pub const CHECKS: &[Check] = &[
     ("processors_remap", processors_remap),
     ("processors_tables", processors_tables),
     ("processors_go_and_come", processors_go_and_come),
+    ("processors_clocks", processors_clocks),
 ];
 
 const PAGE: usize = 4096;
@@ -194,4 +195,39 @@ fn processors_go_and_come() -> Outcome {
         stop.store(true, Ordering::Relaxed);
         result
     })
+}
+
+/// The time by the vDSO.
+fn monotonic_ns() -> u64 {
+    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// No processor's clock is behind what another one's said before; `clocks` does the same for long.
+fn processors_clocks() -> Outcome {
+    let cpus = count();
+    let (latest, back, looks) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let end = Instant::now() + Duration::from_secs(2);
+    thread::scope(|scope| {
+        for cpu in 0..cpus {
+            let (latest, back, looks) = (&latest, &back, &looks);
+            scope.spawn(move || {
+                pin(cpu);
+                while Instant::now() < end {
+                    for _ in 0..1000 {
+                        let least = latest.load(Ordering::SeqCst);
+                        let now = monotonic_ns();
+                        back.fetch_max(least.saturating_sub(now), Ordering::SeqCst);
+                        latest.fetch_max(now, Ordering::SeqCst);
+                    }
+                    looks.fetch_add(1000, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let (back, looks) = (back.into_inner(), looks.into_inner());
+    ensure!(back == 0, "a clock went back by {back} ns in {looks} looks");
+    ensure!(looks > 1000, "too few looks to say anything");
+    Ok(())
 }

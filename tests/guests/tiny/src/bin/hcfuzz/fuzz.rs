@@ -8,6 +8,7 @@ use tiny_guests::{Random, StartInfo, hypercall, probe, say};
 
 use crate::calls::{Call, Generator};
 use crate::memory::{Memory, SCRATCH_PAGES, WINDOW_PAGES};
+use crate::others;
 
 static SCRATCH: AtomicU64 = AtomicU64::new(0);
 static WINDOW: AtomicU64 = AtomicU64::new(0);
@@ -119,13 +120,16 @@ pub fn main(info: &'static StartInfo) -> ! {
     let seed = info.number("seed").unwrap_or(1);
     trap::install();
     trap::set_hook(hook);
-    let memory = Memory::new(info);
+    let mut memory = Memory::new(info);
     SCRATCH.store(memory.scratch, Ordering::Relaxed);
     WINDOW.store(memory.window, Ordering::Relaxed);
     let mut random = Random::new(seed);
     assert!(memory.prepare(&mut random), "the arena could not be mapped");
     say!("hcfuzz: {calls} calls, seed {seed}, {} pages", info.nr_pages);
     let before = checksum(info, &memory);
+    let cpus = info.number("cpus").unwrap_or(1);
+    let others = others::start(info, &mut memory, cpus);
+    assert!(others as u64 + 1 >= cpus, "{others} other processors of {cpus}");
     let mut generator = Generator { memory: &memory, random, scratch_used: 0 };
     let mut rows = [Row::default(); ROWS];
     let trace = info.number("trace").unwrap_or(u64::MAX);
@@ -151,6 +155,9 @@ pub fn main(info: &'static StartInfo) -> ! {
         }
     }
     print(&rows);
+    let calls_of_others = others::calls();
+    say!("hcfuzz: others made {:?}", calls_of_others.get(..others));
+    assert!(calls_of_others.iter().take(others).all(|&calls| calls > 100), "one stands still");
     assert!(checksum(info, &memory) == before, "code, p2m or read-only pages changed");
     say!("hcfuzz: {calls} done");
     hypercall::shutdown(hypercall::SHUTDOWN_POWEROFF)

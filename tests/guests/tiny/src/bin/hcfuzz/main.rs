@@ -1,7 +1,7 @@
 //! Millions of random hypercalls: numbers, arguments and pointers into every
 //! region. Ring 0 has to answer each and stay up.
 //!
-//! Command line: `calls=N seed=S`. It prints its progress, a table of answers by
+//! Command line: `calls=N seed=S cpus=C`. It prints its progress, a table of answers by
 //! hypercall, and `hcfuzz: N done` before it powers off.
 //!
 //! A hypercall may do to this guest whatever a guest may do to itself, so some
@@ -21,6 +21,8 @@ mod fuzz;
 mod memory;
 #[cfg(target_os = "none")]
 mod operations;
+#[cfg(target_os = "none")]
+mod others;
 
 #[cfg(target_os = "none")]
 tiny_guests::guest!(fuzz::main);

@@ -157,6 +157,11 @@ impl Memory {
         if self.is_critical(mfn) { random.pick(&self.arena_mfns) } else { mfn }
     }
 
+    /// The machine frame of a pfn.
+    pub fn mfn(&self, pfn: u64) -> u64 {
+        paging::mfn(self.info, pfn)
+    }
+
     /// A pfn nobody uses.
     pub fn spare_pfn(&self, random: &mut Random) -> u64 {
         self.spare.0 + random.below(self.spare.1.max(1))

@@ -69,13 +69,15 @@ const fn phase(name: &'static str, words: &'static str) -> Phase {
     Phase { name, words }
 }
 
-const PHASES: [Phase; 6] = [
+const PHASES: [Phase; 8] = [
     phase("tcp-up-1", ""),
     phase("tcp-down-1", "-R"),
     phase("tcp-up-8", "-P 8"),
     phase("tcp-down-8", "-P 8 -R"),
-    phase("udp-up", "-u -b 0 -l 64"),
-    phase("udp-down", "-u -b 0 -l 64 -R"),
+    phase("udp-up-1", "-u -b 0 -l 64"),
+    phase("udp-down-1", "-u -b 0 -l 64 -R"),
+    phase("udp-up-8", "-u -b 0 -l 64 -P 8"),
+    phase("udp-down-8", "-u -b 0 -l 64 -P 8 -R"),
 ];
 
 /// Measures natively and under the shim, and prints both beside each other.
@@ -255,12 +257,12 @@ mod tests {
     #[test]
     fn what_iperf_says() {
         let console = "@@ tcp-up-1 said {\"end\":{\"sum_received\":{\"seconds\":2.0,\"bytes\":3000}}}\r\n\
-            @@ udp-up said {\"end\":{\"sum\":{\"packets\":90},\
+            @@ udp-up-1 said {\"end\":{\"sum\":{\"packets\":90},\
               \"sum_received\":{\"seconds\":5,\"packets\":70,\"lost_packets\":20}}}\n\
-            @@ udp-down said {\"error\":\"unable to connect\"}\n";
+            @@ udp-down-1 said {\"error\":\"unable to connect\"}\n";
         assert_eq!(carried(console, "tcp-up-1", 1500).unwrap(), (2.0, 2.0));
-        assert_eq!(carried(console, "udp-up", 1500).unwrap(), (50.0, 5.0));
-        assert!(carried(console, "udp-down", 1500).unwrap_err().to_string().contains("unable"));
+        assert_eq!(carried(console, "udp-up-1", 1500).unwrap(), (50.0, 5.0));
+        assert!(carried(console, "udp-down-1", 1500).unwrap_err().to_string().contains("unable"));
         assert!(carried(console, "tcp-up-8", 1500).is_err());
     }
 }

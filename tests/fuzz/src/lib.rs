@@ -9,6 +9,7 @@ mod block;
 mod bootinfo;
 mod disk;
 mod gnttab;
+mod import;
 mod input;
 mod netif;
 mod netvsc;
@@ -88,7 +89,7 @@ impl Target {
 }
 
 /// All targets.
-pub static TARGETS: [Target; 18] = [
+pub static TARGETS: [Target; 22] = [
     target("vmbus_ring", ring::vmbus_ring, ring::seeds, 4096).required(),
     target("storvsc", storvsc::storvsc, storvsc::seeds, 2048).required(),
     target("blkif", blkif::blkif, blkif::seeds, 2048).required(),
@@ -104,9 +105,13 @@ pub static TARGETS: [Target; 18] = [
     target("decompress", decompress, seeds::decompress, 4096),
     target("image", disk::image, disk::image_seeds, 1024),
     target("kernel", kernel, seeds::kernels, 4096),
+    target("lvm", import::lvm, import::lvm_seeds, 2048).words(import::LVM_WORDS),
+    target("ovf", import::ovf, import::ovf_seeds, 2048),
     target("partition", block::partition, block::partition_seeds, 24 << 10),
     target("vbds", block::vbds, seeds::vbds, 256).words(seeds::OPTIONS),
     target("vmbus", vmbus::vmbus, vmbus::seeds, 2048),
+    target("xlcfg", import::xlcfg, import::xl_seeds, 1024).words(import::XL_WORDS),
+    target("xva", import::xva, import::xva_seeds, 8192),
 ];
 
 /// Decompressed sizes above this are left out: only the zeroing of the buffer would be tested.

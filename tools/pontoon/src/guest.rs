@@ -22,6 +22,8 @@ pub struct Guest {
     pub memory_mib: u64,
     /// Processors.
     pub cpus: u32,
+    /// So many of them are online at the start, where not all are.
+    pub online: Option<u32>,
     /// Its network cards.
     pub nics: Vec<Nic>,
 }
@@ -35,6 +37,8 @@ pub struct Payload {
     pub initrd: Option<Vec<u8>>,
     /// Its command line.
     pub cmdline: String,
+    /// What there is to say about how it was found, a line each.
+    pub notes: Vec<String>,
 }
 
 /// A network card.
@@ -132,6 +136,9 @@ impl Guest {
             ensure!(good, "\"{uuid}\" is no UUID");
             words.push(format!("pontoon.uuid={uuid}"));
         }
+        if let Some(online) = self.online {
+            words.push(format!("pontoon.vcpus={online}"));
+        }
         let mut list = Vec::new();
         for disk in disks {
             let kind = match (disk.cdrom, disk.read_only) {
@@ -160,6 +167,13 @@ impl Guest {
 }
 
 impl Payload {
+    /// What there is to say about it, behind a plan.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let lines = self.notes.iter().cloned().chain([format!("command line: {}", self.cmdline)]);
+        lines.map(|line| format!("  {line}\n")).collect()
+    }
+
     /// Whether the shim will start it.
     ///
     /// # Errors

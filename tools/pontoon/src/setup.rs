@@ -50,6 +50,7 @@ const TEST: &[Need] = &[
     need("grub-pc-bin", "/usr/lib/grub/i386-pc/multiboot2.mod"),
     need("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/multiboot2.mod"),
     need("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"),
+    need("lvm2", "/sbin/lvm"),
 ];
 
 /// What packs are made with.

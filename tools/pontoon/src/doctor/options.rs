@@ -93,13 +93,11 @@ impl Doctor {
             }
         }
         let boot = Boot::from_image(path, self.entry.as_deref())?;
-        for note in &boot.notes {
-            report.fact(note.clone());
-        }
         report.add(payload(&Payload {
             kernel: boot.kernel,
             initrd: boot.initrd,
             cmdline: boot.cmdline,
+            notes: boot.notes,
         }));
         report.fact("as a disk it becomes a VHDX, xvda of the guest unless --disk or --device says otherwise");
         Ok(report)
@@ -134,7 +132,8 @@ fn planned(plan: &Plan) -> Report {
 
 /// What is booted: the kernel, and what its command line will find.
 fn payload(payload: &Payload) -> Report {
-    let mut report = kernel::examine(&payload.kernel, payload.initrd.as_deref());
+    let mut report = Report { facts: payload.notes.clone(), ..Report::default() };
+    report.add(kernel::examine(&payload.kernel, payload.initrd.as_deref()));
     report.fact(format!("command line: {}", payload.cmdline));
     if let Err(error) = payload.check() {
         report.obstacle = report.obstacle.take().or(Some(error.to_string()));

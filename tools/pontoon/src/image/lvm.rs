@@ -66,7 +66,11 @@ impl Group {
         Err(why.unwrap_or_else(|| anyhow::anyhow!("the LVM volume has no metadata on it")))
     }
 
-    fn from_text(text: &[u8], id: &str, pv_len: u64) -> Result<Self> {
+    /// Reads metadata that describe the physical volume with the identity `id`, of `pv_len` bytes.
+    ///
+    /// # Errors
+    /// They make no sense, or do not describe it.
+    pub fn from_text(text: &[u8], id: &str, pv_len: u64) -> Result<Self> {
         let root = parse(text).context("LVM's metadata")?;
         let (name, group) = root
             .sections()

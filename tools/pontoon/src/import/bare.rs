@@ -39,6 +39,7 @@ pub fn plan(path: &Path, wanted: &Wanted) -> Result<Plan> {
     let mut guest = Guest {
         name: name.chars().map(plain).collect(),
         uuid: None,
+        online: None,
         memory_mib: DEFAULT_MIB,
         cpus: 1,
         nics: Vec::new(),

@@ -265,6 +265,7 @@ pub fn plan(path: &Path, as_pv: bool) -> Result<Plan> {
     let guest = Guest {
         name: guest_name,
         uuid: None,
+        online: None,
         memory_mib: machine.memory_mib.context("the description gives the machine no memory")?,
         cpus: u32::try_from(machine.cpus.unwrap_or(1)).with_context(name)?,
         nics,

@@ -134,7 +134,10 @@ impl Chunks {
     }
 
     /// Gives out the disk's bytes, with their places, as they come.
-    fn read(
+    ///
+    /// # Errors
+    /// The archive is damaged, or `write` has one.
+    pub fn read(
         &self,
         archive: impl Read + Seek,
         mut write: impl FnMut(u64, &[u8]) -> Result<()>,
@@ -251,13 +254,16 @@ pub fn plan_of(file: impl Read + Seek, path: &Path, as_pv: bool) -> Result<Plan>
     }
     let number = |name: &str| vm.get(name).and_then(|value| value.parse::<u64>().ok());
     let bytes = number("memory_dynamic_max").or(number("memory_static_max"));
+    let cpus = number("VCPUs_at_startup").or(number("VCPUs_max")).unwrap_or(1);
+    let most = number("VCPUs_max").unwrap_or(cpus).max(cpus);
     let name = vm.get("name_label").unwrap_or("guest");
     let plain = |c: char| if c.is_ascii_graphic() && c != '"' { c } else { '-' };
     let guest = Guest {
         name: name.chars().map(plain).collect(),
         uuid: vm.get("uuid").map(str::to_owned),
         memory_mib: bytes.context("ova.xml gives the VM no memory")? >> 20,
-        cpus: u32::try_from(number("VCPUs_at_startup").or(number("VCPUs_max")).unwrap_or(1))?,
+        cpus: u32::try_from(most)?,
+        online: Some(u32::try_from(cpus)?).filter(|_| cpus < most),
         nics: nics(vm, &of("VIF"), &of("network"), &mut left_out)?,
     };
     let disks = disks(vm, &of("VBD"), &of("VDI"), path)?;

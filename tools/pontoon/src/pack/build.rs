@@ -12,11 +12,12 @@ use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
 
-/// Makes the directory `to`: it is there when all of it is.
+/// Makes the directory `to`: it is there when all of it is. What there is to say about what the
+/// guest boots.
 ///
 /// # Errors
 /// Anything that is wrong with the guest, or with this machine; then there is nothing at `to`.
-pub fn build(plan: &Plan, medium: Medium, to: &Path) -> Result<()> {
+pub fn build(plan: &Plan, medium: Medium, to: &Path) -> Result<String> {
     let dir = Scratch::beside(to)?;
     // On the same file system: /tmp may be too small for disks.
     let work = Scratch::beside(&dir.path().join("work"))?;
@@ -28,10 +29,11 @@ pub fn build(plan: &Plan, medium: Medium, to: &Path) -> Result<()> {
     medium::create(medium, name, &payload, &words, work.path(), &dir.path().join(&boot))?;
     let text = script::script(plan, medium, &boot)?;
     fs::write(dir.path().join(format!("{}.ps1", plan.stem())), text)?;
-    let notes = format!("{}  command line: {}\n", plan.text(medium)?, payload.cmdline);
-    fs::write(dir.path().join(format!("{}.txt", plan.stem())), notes)?;
+    let told = payload.told();
+    fs::write(dir.path().join(format!("{}.txt", plan.stem())), plan.text(medium)? + &told)?;
     drop(work);
-    dir.publish(to)
+    dir.publish(to)?;
+    Ok(told)
 }
 
 /// Puts the disks there; what the guest boots.
@@ -70,6 +72,7 @@ pub fn early_payload(plan: &Plan) -> Result<Option<Payload>> {
                 kernel: read(kernel)?,
                 initrd: initrd.as_deref().map(read).transpose()?,
                 cmdline: cmdline.clone(),
+                notes: Vec::new(),
             }))
         }
         Boot::Disk { entry, .. } => {
@@ -88,18 +91,14 @@ fn taken(boot: &Boot, found: image::Boot) -> Result<Payload> {
     let Boot::Disk { append, initrd, .. } = boot else {
         anyhow::bail!("a plan with a kernel of its own");
     };
-    for note in &found.notes {
-        crate::say(note);
-    }
     let cmdline = image::with_append(&found.cmdline, append.as_deref());
-    if let Some(hint) = image::console_hint(&cmdline) {
-        crate::say(hint);
-    }
+    let mut notes = found.notes;
+    notes.extend(image::console_hint(&cmdline));
     let initrd = match initrd {
         Some(path) => Some(fs::read(path).with_context(|| path.display().to_string())?),
         None => found.initrd,
     };
-    Ok(Payload { kernel: found.kernel, initrd, cmdline })
+    Ok(Payload { kernel: found.kernel, initrd, cmdline, notes })
 }
 
 fn from_disk(boot: &Boot, disk: &Disk, work: &Path) -> Result<Payload> {

@@ -134,7 +134,12 @@ mod tests {
     use super::*;
 
     fn payload(cmdline: &str) -> Payload {
-        Payload { kernel: b"k".to_vec(), initrd: Some(b"i".to_vec()), cmdline: cmdline.into() }
+        Payload {
+            kernel: b"k".to_vec(),
+            initrd: Some(b"i".to_vec()),
+            cmdline: cmdline.into(),
+            notes: Vec::new(),
+        }
     }
 
     #[test]

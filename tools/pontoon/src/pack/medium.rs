@@ -4,7 +4,7 @@
 use super::fat::{self, Files};
 use super::grub;
 use super::plan::Medium;
-use crate::artefact::{self, Artefact};
+use crate::artefact;
 use crate::guest::Payload;
 use crate::qemu_img::{self, Disk, Format};
 use anyhow::{Context, Result, ensure};
@@ -12,10 +12,6 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-
-/// The EFI application.
-const EFI: Artefact =
-    Artefact { package: "pontoon-efi", binary: "pontoon-efi", target: "x86_64-unknown-uefi" };
 
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
@@ -45,7 +41,7 @@ pub fn create(
 
 /// Files of a volume the EFI application starts from.
 fn efi_disk(payload: &Payload, words: &[String], work: &Path, to: &Path) -> Result<()> {
-    let application = read(&EFI.find()?)?;
+    let application = read(&artefact::EFI.find()?)?;
     let cmdline = format!("{}\n", payload.cmdline);
     let config = format!("# Words for the shim.\n{}\n", words.join("\n"));
     let mut files: Vec<(&str, &[u8])> = vec![
@@ -86,7 +82,7 @@ fn bios_disk(
     to: &Path,
 ) -> Result<()> {
     let menu = grub::menu(title, payload, words, Medium::Vhd)?;
-    let shim = read(&artefact::SHIM.find()?)?;
+    let shim = shim()?;
     let mut files: Vec<(&str, &[u8])> =
         vec![("pontoon/shim", &shim), (grub::MENU, menu.text.as_bytes())];
     files.extend(menu.files.iter().map(|(name, data)| (*name, data.as_slice())));
@@ -147,7 +143,7 @@ fn disk_with_volume(raw: &Path, bytes: u64, files: &Files<'_>, work: &Path) -> R
 fn iso(title: &str, payload: &Payload, words: &[String], work: &Path, to: &Path) -> Result<()> {
     let menu = grub::menu(title, payload, words, Medium::Iso)?;
     let tree = work.join("iso");
-    let shim = read(&artefact::SHIM.find()?)?;
+    let shim = shim()?;
     let mut files: Vec<(&str, &[u8])> =
         vec![("pontoon/shim", &shim), ("boot/grub/grub.cfg", menu.text.as_bytes())];
     files.extend(menu.files.iter().map(|(name, data)| (*name, data.as_slice())));
@@ -158,6 +154,15 @@ fn iso(title: &str, payload: &Payload, words: &[String], work: &Path, to: &Path)
     }
     grub::rescue(&tree, to)?;
     Ok(fs::remove_dir_all(tree)?)
+}
+
+/// The shim as GRUB takes it: GRUB loads symbols, too, if there are any.
+fn shim() -> Result<Vec<u8>> {
+    let path = artefact::SHIM.find()?;
+    let mut file = read(&path)?;
+    let len = boot_abi::elf::strip(&mut file);
+    file.truncate(len.with_context(|| format!("{} is no image of the shim", path.display()))?);
+    Ok(file)
 }
 
 fn converted(raw: &Path, to: &Path, format: Format, options: &[&str]) -> Result<()> {

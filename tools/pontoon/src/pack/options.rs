@@ -6,7 +6,7 @@ use super::plan::{Boot, Medium, Plan, PlannedDisk};
 use crate::guest::{Guest, Mac, Nic};
 use crate::kernel::{self, Kernel};
 use crate::qemu_img::{Disk, Format};
-use crate::{cleanup, image, say, setup};
+use crate::{cleanup, image, setup};
 use anyhow::{Context, Result, bail, ensure};
 use pv_frontends::vbd::Vdev;
 use std::path::{Path, PathBuf};
@@ -78,7 +78,8 @@ impl Pack {
             self.output.kernel.is_some() || !disks.is_empty(),
             "neither --kernel nor --disk: there is nothing to boot"
         );
-        let guest = Guest { name: "guest".into(), memory_mib: 1024, cpus: 1, nics, uuid: None };
+        let guest =
+            Guest { name: "guest".into(), memory_mib: 1024, cpus: 1, nics, ..Guest::default() };
         let boot = Boot::Disk { entry: None, append: None, initrd: None };
         self.output.make(Plan { guest, boot, disks, left_out: Vec::new() })
     }
@@ -150,7 +151,9 @@ impl Output {
             plan.guest.name.clone_from(name);
         }
         plan.guest.memory_mib = self.memory.unwrap_or(plan.guest.memory_mib);
-        plan.guest.cpus = self.cpus.unwrap_or(plan.guest.cpus);
+        if let Some(cpus) = self.cpus {
+            (plan.guest.cpus, plan.guest.online) = (cpus, None);
+        }
         ensure!(
             (1..=64).contains(&plan.guest.cpus),
             "{} processors: 1 to 64 can be had",
@@ -169,27 +172,20 @@ impl Output {
                 source.size().with_context(|| disk.vdev.name().to_string())?;
             }
         }
+        print!("{}", plan.text(self.format)?);
         if self.dry_run {
-            print!("{}", plan.text(self.format)?);
-            return match build::early_payload(&plan)? {
-                Some(payload) => {
-                    println!("  command line: {}", payload.cmdline);
-                    payload.check().context("the guest's kernel")
-                }
-                None => Ok(()),
-            };
-        }
-        for line in plan.text(self.format)?.lines() {
-            say(line);
+            let Some(payload) = build::early_payload(&plan)? else { return Ok(()) };
+            print!("{}", payload.told());
+            return payload.check().context("the guest's kernel");
         }
         setup::for_packing(self.format)?;
         cleanup::on_signals(|| ())?;
-        build::build(&plan, self.format, &self.output)?;
-        say(format!(
+        print!("{}", build::build(&plan, self.format, &self.output)?);
+        println!(
             "made {}: copy it to the Hyper-V host and run {}.ps1 there",
             self.output.display(),
             plan.stem()
-        ));
+        );
         Ok(())
     }
 

@@ -158,11 +158,9 @@ impl Plan {
         let mut out = String::new();
         let guest = &self.guest;
         let plural = if guest.cpus == 1 { "" } else { "s" };
-        writeln!(
-            out,
-            "{}: {} MiB, {} processor{plural}",
-            guest.name, guest.memory_mib, guest.cpus
-        )?;
+        let online = guest.online.map(|n| format!(", {n} of them online")).unwrap_or_default();
+        let (name, memory) = (&guest.name, guest.memory_mib);
+        writeln!(out, "{name}: {memory} MiB, {} processor{plural}{online}", guest.cpus)?;
         match &self.boot {
             Boot::Files { kernel, initrd, cmdline } => {
                 writeln!(out, "  boots  {}", kernel.display())?;

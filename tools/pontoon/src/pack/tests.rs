@@ -28,6 +28,7 @@ fn plan(name: &str) -> Plan {
         guest: Guest {
             name: name.into(),
             uuid: None,
+            online: None,
             memory_mib: 512,
             cpus: 2,
             nics: vec![nic(0, Some("xenbr0")), nic(1, None)],

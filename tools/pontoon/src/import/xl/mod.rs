@@ -45,10 +45,12 @@ pub fn plan(file: &[u8], host: &Host, reading: Reading) -> Result<Plan> {
     config.check_keys(reading.ignores_unknown)?;
     config.check_type(reading.as_pv)?;
     let name = config.text("name")?.context("the configuration gives the guest no name")?;
+    let (cpus, online) = config.cpus()?;
     let guest = Guest {
         uuid: config.text("uuid")?,
         memory_mib: config.memory()?,
-        cpus: config.cpus()?,
+        cpus,
+        online,
         nics: config.nics(&name)?,
         name,
     };
@@ -146,15 +148,14 @@ impl Config {
         Ok(memory.or(most).unwrap_or(DEFAULT_MIB))
     }
 
-    fn cpus(&mut self) -> Result<u32> {
+    /// Processors, and how many of them are online at the start if not all are.
+    fn cpus(&self) -> Result<(u32, Option<u32>)> {
         let (cpus, most) = (self.number("vcpus")?, self.number("maxvcpus")?);
-        if let (Some(cpus), Some(most)) = (cpus, most)
-            && cpus != most
-        {
-            self.left_out.push(format!("maxvcpus = {most}: the machine has {cpus} processors"));
-        }
         let cpus = cpus.or(most).unwrap_or(1);
-        u32::try_from(cpus).with_context(|| format!("vcpus = {cpus}: there are no such machines"))
+        let most = most.unwrap_or(cpus).max(cpus);
+        let online = u32::try_from(cpus).ok().filter(|_| cpus < most);
+        let most = u32::try_from(most);
+        Ok((most.with_context(|| format!("vcpus = {cpus}: there are no such machines"))?, online))
     }
 
     fn disks(&mut self, host: &Host) -> Result<Vec<PlannedDisk>> {

@@ -28,6 +28,7 @@ kernel      = '/boot/vmlinuz'
 extra       = 'elevator=noop console=hvc0'
 ramdisk     = '/boot/initrd'
 vcpus       = '2'
+maxvcpus    = 4
 memory      = '512'
 maxmem      = 1024
 root        = '/dev/xvda2 ro'
@@ -47,7 +48,8 @@ on_crash    = 'restart'
 fn a_guest_becomes_a_plan() {
     let (_dir, host) = host();
     let plan = plan(WEB.as_bytes(), &host, Reading::default()).unwrap();
-    assert_eq!((plan.guest.name.as_str(), plan.guest.memory_mib, plan.guest.cpus), ("web", 512, 2));
+    assert_eq!((plan.guest.name.as_str(), plan.guest.memory_mib, plan.guest.cpus), ("web", 512, 4));
+    assert_eq!(plan.guest.online, Some(2));
     assert_eq!(plan.guest.uuid.as_deref(), Some("00112233-4455-6677-8899-aabbccddeeff"));
     let Boot::Files { kernel, initrd, cmdline } = &plan.boot else { panic!("{:?}", plan.boot) };
     assert!(kernel.ends_with("vmlinuz") && initrd.as_ref().unwrap().ends_with("initrd"));
@@ -58,16 +60,16 @@ fn a_guest_becomes_a_plan() {
     let Some(Source::File(disk)) = &plan.disks[0].source else { panic!() };
     assert!(disk.path.ends_with("root.img"));
     let words = plan.guest.words(&plan.places(Medium::Vhdx).unwrap()).unwrap();
-    assert_eq!(words[2], "pontoon.vbd=xvda2:scsi0:1,xvda1:scsi0:2,hdc:scsi0:3:cdrom");
+    assert_eq!(words[3], "pontoon.vbd=xvda2:scsi0:1,xvda1:scsi0:2,hdc:scsi0:3:cdrom");
     let made = Mac::made_for("web", 1);
-    assert_eq!(words[3], format!("pontoon.vif=00:16:3e:11:22:33=0,{made}=1"));
+    assert_eq!(words[4], format!("pontoon.vif=00:16:3e:11:22:33=0,{made}=1"));
     let text = plan.text(Medium::Vhdx).unwrap();
     for part in [
-        "web: 512 MiB, 2 processors",
+        "web: 512 MiB, 4 processors, 2 of them online",
         "root.img (raw, 1 KiB) -> web-xvda2.vhdx, SCSI 0:1",
         "-> web-hdc.iso, SCSI 0:3, CD-ROM",
         "vif0   00:16:3e:11:22:33, was on xenbr0",
-        "not carried over: on_crash (line 19): what the machine does at its end",
+        "not carried over: on_crash (line 20): what the machine does at its end",
         "not carried over: maxmem = 1024",
         "not carried over: rate=10Mb/s of vif 0",
         "not carried over: the address of vif 1",

@@ -13,6 +13,8 @@ pub mod net;
 pub mod parts;
 pub mod records;
 pub mod reference;
+pub mod samples;
+pub mod samples_xva;
 pub mod told;
 pub mod traffic;
 pub mod transcript;

@@ -6,6 +6,7 @@ mod command;
 mod disks;
 mod doors;
 mod fuzz;
+mod import;
 mod net;
 mod test;
 
@@ -39,6 +40,8 @@ enum Commands {
     Disks(disks::Options),
     /// Guests on hvhost's network adapters only.
     Net(net::Options),
+    /// Guests of Xen's, imported from each source and booted.
+    Import(import::Options),
     /// Boots through firmware and boot loaders only.
     Doors(doors::Options),
     /// Benchmarks; `bench micro` is the yardstick.
@@ -101,6 +104,7 @@ fn run(command: Commands) -> Result<()> {
         Commands::E2e(options) => test::e2e(&options),
         Commands::Disks(options) => disks::disks(&options),
         Commands::Net(options) => net::net(&options),
+        Commands::Import(options) => import::import(&options),
         Commands::Doors(options) => doors::doors(&options),
         Commands::Bench { rest } => {
             pontoon::setup::for_testing()?;

@@ -1,7 +1,7 @@
 //! `test`, `e2e`.
 
 use crate::command::{boot_tests, cargo};
-use crate::{disks, doors, fuzz, net};
+use crate::{disks, doors, fuzz, import, net};
 use anyhow::Result;
 
 /// Options of `test`.
@@ -68,6 +68,11 @@ pub fn run(options: &Options) -> Result<()> {
         kernel: options.matrix.then(|| DISK_KERNELS.into()),
         filter: (!options.matrix).then(|| "user".into()),
         ..net::Options::default()
+    })?;
+    // A configuration with three disks and two cards; the other sources, too, in the matrix.
+    import::import(&import::Options {
+        filter: (!options.matrix).then(|| "xl".into()),
+        ..import::Options::default()
     })?;
     doors::doors(&doors::Options::default())?;
     if options.matrix {

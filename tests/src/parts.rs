@@ -94,10 +94,24 @@ pub fn ext4(image: &Path, mib: u64, tree: Option<&Path>) -> Result<()> {
 
 /// A disk to chroot into: a program of this machine with its libraries.
 pub fn program_disk(image: &Path, program: &str) -> Result<()> {
+    programs_disk(image, &[program], &[])
+}
+
+/// The same with several programs, and files of other contents.
+pub fn programs_disk(image: &Path, programs: &[&str], more: &[(String, Vec<u8>)]) -> Result<()> {
     let tree = tempfile::tempdir()?;
-    let mut files = libraries_of(program)?;
-    files.insert(program.into());
+    let mut files = BTreeSet::new();
+    for program in programs {
+        files.extend(libraries_of(program)?);
+        files.insert(program.into());
+    }
     let mut bytes = 0;
+    for (name, data) in more {
+        let to = tree.path().join(name);
+        fs::create_dir_all(to.parent().context("a file is in a directory")?)?;
+        fs::write(to, data)?;
+        bytes += data.len() as u64;
+    }
     for file in files {
         let to = tree.path().join(file.strip_prefix("/").unwrap_or(&file));
         fs::create_dir_all(to.parent().context("a file is in a directory")?)?;

@@ -12,6 +12,14 @@ use std::path::PathBuf;
 /// Memory of the largest guest.
 pub const MEMORY_MIB: u64 = 1024;
 
+/// Processors guests under the shim have at least: `PONTOON_CPUS`.
+pub fn cpus() -> Result<u32> {
+    match std::env::var("PONTOON_CPUS") {
+        Ok(cpus) => cpus.parse().context("PONTOON_CPUS"),
+        Err(_) => Ok(1),
+    }
+}
+
 /// The place guests run in, and one for files; made when first needed.
 #[derive(Default)]
 pub struct Lab {
@@ -44,7 +52,8 @@ impl Lab {
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<Outcome> {
         let dir = self.file("")?;
-        let machine = machine.under_shim(&dir)?;
+        let mut machine = machine.under_shim(&dir)?;
+        machine.cpus = machine.cpus.max(cpus()?);
         let outcome = self.run_as_is(&machine, input, output);
         if let Some(bundle) = &machine.initrd {
             std::fs::remove_file(bundle)?;

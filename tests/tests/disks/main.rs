@@ -6,6 +6,7 @@
 //!   bookworm.
 //! - `PONTOON_DISKS_CUTS`: power cuts; default: 3.
 //! - `PONTOON_DISKS_COPY_MIB`: size of the file the systems copy; default: 128.
+//! - `PONTOON_CPUS`: processors of guests under the shim; default: 1.
 //! - `PONTOON_E2E_SHOW=1`, `PONTOON_E2E_UNDER`: as for the boots, `tests/e2e.rs`.
 //!
 //! Without `PONTOON_E2E=1` the tests are ignored. One host runs all guests, one after

@@ -1,6 +1,6 @@
 //! Small guests: a kernel, its block frontend, and one thing they do to their disks.
 
-use crate::lab::{Lab, ended, nothing_new};
+use crate::lab::{Lab, cpus, ended, nothing_new};
 use crate::{native, power};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::Machine;
@@ -108,12 +108,12 @@ pub fn mark<'a>(transcript: &'a Transcript, name: &str) -> Result<&'a str> {
 
 /// Data written in every size, order and depth are read back as they were.
 fn fio(lab: &mut Lab, spec: &str) -> Result<()> {
-    fio_on(lab, spec, 1)
+    fio_on(lab, spec, cpus()?)
 }
 
 /// The same on four processors, with a queue for each.
 fn fio_on_four(lab: &mut Lab, spec: &str) -> Result<()> {
-    fio_on(lab, spec, 4)
+    fio_on(lab, spec, cpus()?.max(4))
 }
 
 fn fio_on(lab: &mut Lab, spec: &str, cpus: u32) -> Result<()> {

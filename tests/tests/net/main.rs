@@ -4,6 +4,7 @@
 //! Chosen by environment variables, which `cargo xtask net` sets from its options:
 //! - `PONTOON_E2E_KERNELS`: Debian suites whose kernels the guests run; default: bookworm.
 //! - `PONTOON_NET_PRESSURE`: seconds under memory pressure.
+//! - `PONTOON_CPUS`: processors of guests under the shim; default: 1.
 //! - `PONTOON_E2E_SHOW=1`, `PONTOON_E2E_UNDER`: as for the boots, `tests/e2e.rs`.
 //!
 //! Without `PONTOON_E2E=1` the tests are ignored. Each guest has a host of its own, one

@@ -51,6 +51,9 @@ const TEST: &[Need] = &[
     need("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/multiboot2.mod"),
     need("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"),
     need("lvm2", "/sbin/lvm"),
+    need("make", "/usr/bin/make"),
+    need("rt-tests", "/usr/bin/hackbench"),
+    need("stress-ng", "/usr/bin/stress-ng"),
 ];
 
 /// What packs are made with.

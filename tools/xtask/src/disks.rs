@@ -21,6 +21,9 @@ pub struct Options {
     /// Not tests whose name contains this.
     #[arg(long, value_name = "WORD")]
     pub skip: Vec<String>,
+    /// Processors of guests under the shim [default: 1].
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
     /// Only tests whose name contains this.
     pub filter: Option<String>,
 }
@@ -33,6 +36,7 @@ pub fn disks(options: &Options) -> Result<()> {
         ("PONTOON_DISKS_CUTS", options.cuts.map(|cuts| cuts.to_string())),
         ("PONTOON_DISKS_COPY_MIB", options.copy.map(|mib| mib.to_string())),
         ("PONTOON_E2E_UNDER", options.under.clone()),
+        ("PONTOON_CPUS", options.cpus.map(|cpus| cpus.to_string())),
     ];
     let skip = options.skip.iter().flat_map(|word| ["--skip", word]);
     boot_tests("disks", variables, skip.chain(options.filter.as_deref()))

@@ -7,6 +7,7 @@ mod disks;
 mod doors;
 mod fuzz;
 mod import;
+mod load;
 mod net;
 mod test;
 
@@ -38,6 +39,8 @@ enum Commands {
     E2e(test::E2e),
     /// Guests with disks only: Debian's own systems, load, power cuts, errors, hot plug.
     Disks(disks::Options),
+    /// Guests whose processors are all busy: load, processors that go and come, clocks.
+    Load(load::Options),
     /// Guests on hvhost's network adapters only.
     Net(net::Options),
     /// Guests of Xen's, imported from each source and booted.
@@ -103,6 +106,7 @@ fn run(command: Commands) -> Result<()> {
         Commands::Test(options) => test::run(&options),
         Commands::E2e(options) => test::e2e(&options),
         Commands::Disks(options) => disks::disks(&options),
+        Commands::Load(options) => load::load(&options),
         Commands::Net(options) => net::net(&options),
         Commands::Import(options) => import::import(&options),
         Commands::Doors(options) => doors::doors(&options),

@@ -15,6 +15,9 @@ pub struct Options {
     /// Seconds of disk and network at once under memory pressure [default: 20].
     #[arg(long, value_name = "N")]
     pub pressure: Option<u64>,
+    /// Processors of guests under the shim [default: 1].
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
     /// Only tests whose name contains this.
     pub filter: Option<String>,
 }
@@ -25,6 +28,7 @@ pub fn net(options: &Options) -> Result<()> {
     let variables = [
         ("PONTOON_E2E_KERNELS", options.kernel.clone()),
         ("PONTOON_E2E_UNDER", options.under.clone()),
+        ("PONTOON_CPUS", options.cpus.map(|cpus| cpus.to_string())),
         ("PONTOON_NET_PRESSURE", options.pressure.map(|seconds| seconds.to_string())),
     ];
     boot_tests("net", variables, options.filter.as_deref())

@@ -1,7 +1,7 @@
 //! `test`, `e2e`.
 
 use crate::command::{boot_tests, cargo};
-use crate::{disks, doors, fuzz, import, net};
+use crate::{disks, doors, fuzz, import, load, net};
 use anyhow::Result;
 
 /// Options of `test`.
@@ -62,6 +62,11 @@ pub fn run(options: &Options) -> Result<()> {
         filter: (!options.matrix).then(|| "bookworm".into()),
         skip: if options.matrix { Vec::new() } else { vec!["load".into(), "native-8".into()] },
         ..disks::Options::default()
+    })?;
+    load::load(&load::Options {
+        kernel: options.matrix.then(|| DISK_KERNELS.into()),
+        skip: vec!["native".into()],
+        ..load::Options::default()
     })?;
     // The others take minutes each.
     net::net(&net::Options {

@@ -67,7 +67,7 @@ pub fn run(options: &Disk) -> Result<()> {
     let mut both = cost::compare(&phases, options.rounds, |native| {
         let outcome = boot(&mut host, &kernel, options, &phases, native)?;
         let console = finished(&outcome)?;
-        cost::costs(&outcome, &phases, |name| timing(&console, name).context("no time"))
+        cost::costs(&outcome, &phases, |name| super::timing(&console, name).context("no time"))
     })?;
     drop(host);
     if options.instructions {
@@ -118,7 +118,7 @@ fn instructions(options: &Disk, kernel: &Kernel, phases: &[String]) -> Result<Ve
         .zip(counts)
         .map(|(name, count)| {
             let (requests, _) =
-                timing(&console, name).with_context(|| format!("no time for {name}"))?;
+                super::timing(&console, name).with_context(|| format!("no time for {name}"))?;
             Ok(count as f64 / requests)
         })
         .collect()
@@ -179,26 +179,4 @@ fn boot(
     cost::count_phases(&mut machine, phases, options.trace);
     let machine = if native { machine } else { machine.under_shim(dir.path())? };
     host.run(&machine, &Input::default(), &mut |_| {})
-}
-
-/// A line `{"name":…,"count":…,"seconds":…}` of the console: requests and seconds.
-fn timing(console: &str, name: &str) -> Option<(f64, f64)> {
-    console
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line.trim()).ok())
-        .find(|line| line["name"] == name)
-        .and_then(|line| Some((line["count"].as_f64()?, line["seconds"].as_f64()?)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_found() {
-        let console =
-            "x\n{\"name\":\"read-4k-1\",\"count\":2000,\"bytes\":4096,\"seconds\":0.5}\r\n";
-        assert_eq!(timing(console, "read-4k-1"), Some((2000.0, 0.5)));
-        assert_eq!(timing(console, "read-4k-32"), None);
-    }
 }

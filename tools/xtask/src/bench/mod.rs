@@ -5,6 +5,7 @@ mod count;
 mod disk;
 mod micro;
 mod net;
+mod smp;
 
 use anyhow::Result;
 use clap::Parser;
@@ -18,6 +19,8 @@ enum Options {
     Disk(disk::Disk),
     /// A network card: what it carries, and what a packet costs in VM exits, signals and interrupts.
     Net(net::Net),
+    /// Several processors: a parallel compile, and loops beside each other.
+    Smp(smp::Smp),
 }
 
 /// Runs the benchmark the first word names.
@@ -27,6 +30,29 @@ pub fn run(rest: Vec<String>) -> Result<()> {
         Ok(Options::Micro(options)) => micro::run(&options),
         Ok(Options::Disk(options)) => disk::run(&options),
         Ok(Options::Net(options)) => net::run(&options),
+        Ok(Options::Smp(options)) => smp::run(&options),
         Err(error) => error.exit(),
+    }
+}
+
+/// A line `{"name":…,"count":…,"seconds":…}` of the console: how often, and seconds.
+fn timing(console: &str, name: &str) -> Option<(f64, f64)> {
+    console
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line.trim()).ok())
+        .find(|line| line["name"] == name)
+        .and_then(|line| Some((line["count"].as_f64()?, line["seconds"].as_f64()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_found() {
+        let console =
+            "x\n{\"name\":\"read-4k-1\",\"count\":2000,\"bytes\":4096,\"seconds\":0.5}\r\n";
+        assert_eq!(timing(console, "read-4k-1"), Some((2000.0, 0.5)));
+        assert_eq!(timing(console, "read-4k-32"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The shim's own words, on the console's serial port. Until the guest starts everything up to the
+//! The shim's own words, on the console. Until the guest starts everything up to the
 //! chosen level is printed; afterwards nothing is by default but what ends the guest.
 
 use core::fmt::{self, Write};
@@ -31,7 +31,7 @@ struct Line {
 
 impl Line {
     fn flush(&mut self) {
-        crate::serial::write_bytes(&self.bytes[..self.used]);
+        crate::console::write_bytes(&self.bytes[..self.used]);
         self.used = 0;
     }
 }

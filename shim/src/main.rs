@@ -8,6 +8,7 @@ extern crate alloc;
 
 mod acpi;
 mod boot;
+mod console;
 mod cpu;
 mod devices;
 mod fatal;
@@ -19,6 +20,7 @@ mod platform;
 mod port;
 mod power;
 mod rtc;
+mod screen;
 mod serial;
 mod time;
 mod trace;

@@ -324,7 +324,7 @@ impl Host for Shim<'_> {
         crate::hv::notify_long_spin_wait(u32::MAX);
     }
     fn console_write(&self, bytes: &[u8]) {
-        crate::serial::write_bytes(bytes);
+        crate::console::write_bytes(bytes);
     }
     fn console_read(&self, into: &mut [u8]) -> usize {
         crate::serial::read_bytes(into)

@@ -42,9 +42,8 @@ fn present(base: u16) -> bool {
 
 /// Makes the port at `base` the console, 115200 8n1, FIFOs on; `false` where there is none.
 pub fn init(base: u16) -> bool {
-    if base == 0 || !present(base) {
-        CONSOLE.store(0, Ordering::Relaxed);
-        return base == 0;
+    if !present(base) {
+        return false;
     }
     for (register, value) in [(1, 0), (3, 0x80), (0, 1), (1, 0), (3, 3), (2, 7), (4, 0x0b)] {
         write(base + register, value);

@@ -415,8 +415,13 @@ fn enter(machine: &BootMachine, dom: &'static Domain, pc: *mut PerCpu, start: &S
     {
         // SAFETY: the area was just set up; nothing else refers to it.
         let pc = unsafe { &mut *pc };
+        let GuestVa(entry) = start.rip;
+        trap::set_kernel_entry(entry);
+        // A kernel in the lower half has the user bit on its own pages, as Xen wants it.
+        let smep = machine.features.smep && !trap::is_kernel_low();
+        let features = cpu::Features { smep, ..machine.features };
         // SAFETY: area and GDT window are mapped and filled, the final page tables loaded.
-        unsafe { cpu::init(pc, &machine.features) };
+        unsafe { cpu::init(pc, &features) };
         pc.cpu.runs.set(true);
         let plat = Shim { cpu: &pc.cpu };
         let mut cx = Ctx { dom, vcpu: &mut pc.vcpu, plat: &plat };

@@ -17,7 +17,7 @@ use crate::cpu::{self, Cpu, Features, apic, gdt, idt, mtrr, smp};
 use crate::mm::layout::{DIRECT_MAP_BASE, FIXMAP_BASE, M2P_BASE, MAX_VCPUS, SHIM_BASE, SHIM_SIZE};
 use crate::mm::page_table::{NoFrames, ShimTables, pte};
 use crate::mm::{self, fixmap, frames, heap, phys_to_virt};
-use crate::{devices, hv, log, power, serial, time};
+use crate::{console, devices, hv, log, power, screen, serial, time};
 use memory::Ranges;
 
 /// Boot door: PVH.
@@ -54,6 +54,8 @@ global_asm!(
     mb2_optional = const header_tag::OPTIONAL,
 );
 
+/// The boot page tables map physical memory one to one up to here.
+pub const IDENTITY_END: u64 = memory::BOOT_MAP_END;
 const PAGE: u64 = 4096;
 const LARGE_PAGE: u64 = 1 << 21;
 /// Resident heap: what lives as long as the domain and has no fixed place.
@@ -119,20 +121,12 @@ pub extern "C" fn boot_main(kind: u32, info: u64, image: u64) -> ! {
         KIND_MULTIBOOT2 => multiboot2::multiboot2(&read_identity, info),
         _ => boot_abi::linux(&read_identity, info),
     };
-    let (console, level) = early_options(&info);
-    let has_serial = serial::init(match console {
-        ConsoleDevice::Com1 => serial::COM1,
-        ConsoleDevice::Com2 => serial::COM2,
-        ConsoleDevice::None => 0,
-    });
+    let (wanted, level) = early_options(&info);
+    console::init(wanted, info.framebuffer.as_ref());
     log::set_level(level);
     log!(Info, "Pontoon {} by {}", env!("CARGO_PKG_VERSION"), info.door);
     if info.lost_regions != 0 {
         log!(Warn, "the memory map is too long: {} entries are not used", info.lost_regions);
-    }
-    if !has_serial {
-        // Said for a reader of the crash registers or a debugger: there is no port to say it on.
-        serial::init(0);
     }
     let features = cpu::features();
     let ram = memory::ram(&info);
@@ -166,9 +160,11 @@ fn early_options(info: &BootInfo) -> (ConsoleDevice, log::Level) {
         words.find_map(|word| word.strip_prefix(name))
     };
     let console = match value(b"pontoon.console=") {
+        Some(b"com1") => ConsoleDevice::Com1,
         Some(b"com2") => ConsoleDevice::Com2,
+        Some(b"screen") => ConsoleDevice::Screen,
         Some(b"none") => ConsoleDevice::None,
-        _ => ConsoleDevice::Com1,
+        _ => ConsoleDevice::Auto,
     };
     let level = match value(b"pontoon.log=") {
         Some(b"error") => log::Level::Error,
@@ -208,6 +204,7 @@ const _: () = assert!(VCPU_PAGES * PAGE <= 64 << 10);
 fn own_bytes(machine: &BootMachine, vcpus: u64) -> u64 {
     let gib = machine.ram.last().map_or(0, |r| r.end >> 30) + 1;
     let tables = 34 + machine.ram.len() as u64 * 2 + if machine.features.page_1g { 8 } else { gib };
+    let tables = tables + screen_pages(machine).map_or(0, |(_, bytes)| 3 + bytes / LARGE_PAGE);
     let pages = tables + vcpus * VCPU_PAGES + SHARED_FRAMES + devices::POOL_PAGES + 8;
     pages * PAGE + RESIDENT_HEAP
 }
@@ -259,6 +256,9 @@ fn build_tables(machine: &BootMachine, max_mfn: u64, m2p_bytes: u64) -> Result<O
         let va = fixmap::IOAPIC + n as u64 * PAGE;
         tables.map(va, ioapic.address & !(PAGE - 1), PAGE, pte::DEVICE, false)?;
     }
+    if let Some((first, bytes)) = screen_pages(machine) {
+        tables.map(fixmap::SCREEN, first, bytes, pte::WRITE_COMBINING, false)?;
+    }
     let l4 = frames::alloc(1, PAGE).ok_or(NoFrames)?;
     let entries = tables.l4_entries();
     for (slot, entry) in
@@ -274,6 +274,9 @@ fn build_tables(machine: &BootMachine, max_mfn: u64, m2p_bytes: u64) -> Result<O
     // SAFETY: the new tables map the image where it runs and its stack.
     unsafe { cpu::write_cr3(l4) };
     mm::use_direct_map();
+    if let Some(layout) = machine.info.framebuffer.filter(|_| screen::is_used()) {
+        screen::is_mapped(&layout);
+    }
     let shared = shared_start / PAGE..shared_start / PAGE + SHARED_FRAMES;
     // SAFETY: the M2P was mapped above, read-only there and in the direct map.
     unsafe { mm::guest::init(m2p, max_mfn, shared.clone()) };
@@ -281,6 +284,13 @@ fn build_tables(machine: &BootMachine, max_mfn: u64, m2p_bytes: u64) -> Result<O
     // SAFETY: frames of the shim's, for good.
     unsafe { heap::init_resident(phys_to_virt(heap_start), RESIDENT_HEAP as usize) };
     Ok(Own { shared, tables, zero, l4 })
+}
+
+/// The pages of the screen, if it is the console: address and bytes.
+fn screen_pages(machine: &BootMachine) -> Option<(u64, u64)> {
+    let layout = machine.info.framebuffer.filter(|_| screen::is_used())?;
+    let first = layout.address & !(PAGE - 1);
+    Some((first, (layout.address - first + layout.bytes()?).next_multiple_of(PAGE)))
 }
 
 /// Maps a vCPU's area and GDT window and fills the stub and the reserved GDT page.

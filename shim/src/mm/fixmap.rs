@@ -12,3 +12,7 @@ pub const MAX_IOAPICS: u64 = 8;
 pub const TRAMPOLINE: u64 = FIXMAP_BASE + 0xf000;
 /// The Hyper-V hypercall page.
 pub const HYPERCALL_PAGE: u64 = FIXMAP_BASE + 0x1_0000;
+/// The screen's pixels.
+pub const SCREEN: u64 = FIXMAP_BASE + 0x100_0000;
+/// Bytes of a screen there is room for.
+pub const SCREEN_BYTES: u64 = 0x800_0000;

@@ -20,6 +20,9 @@ pub mod pte {
     pub const RW: u64 = RO | WRITE;
     pub const RX: u64 = PRESENT | ACCESSED | DIRTY;
     pub const DEVICE: u64 = RW | PCD | PWT;
+    /// Entry 4 of [`XEN_PAT`](crate::cpu::XEN_PAT), write combining; until that is loaded it is as
+    /// RAM. In 4 KiB pages only: larger ones have the bit elsewhere.
+    pub const WRITE_COMBINING: u64 = RW | 1 << 7;
     /// A table: everything allowed, the leaf decides.
     pub const TABLE: u64 = PRESENT | WRITE | ACCESSED;
 }

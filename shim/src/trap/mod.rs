@@ -10,6 +10,7 @@ mod ring0;
 
 use core::arch::{asm, global_asm};
 use core::mem::{offset_of, size_of};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use translate::outcome::Outcome;
 use translate::regs::{CpuRegs, selector};
@@ -324,8 +325,33 @@ unsafe extern "C" fn page_fault_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) 
     exit_to_guest(pc, regs);
 }
 
-/// A system call of user mode that the fast path leaves alone.
+/// The domain's first kernel runs in the lower half of the address space, as PvGrub's and Mini-OS do.
+static KERNEL_IS_LOW: AtomicBool = AtomicBool::new(false);
+
+/// Says where the domain's first kernel runs.
+pub fn set_kernel_entry(rip: u64) {
+    KERNEL_IS_LOW.store(rip >> 63 == 0, Ordering::Relaxed);
+}
+
+/// Whether the domain's first kernel runs in the lower half.
+pub fn is_kernel_low() -> bool {
+    KERNEL_IS_LOW.load(Ordering::Relaxed)
+}
+
+/// A SYSCALL from the lower half that the fast path leaves alone: a system call of user mode, or, of
+/// a kernel that lives there and has no handler for system calls and so no user mode, a hypercall.
+/// The kernel that such a one starts in its place, as PvGrub does, has one before it has a process.
 unsafe extern "C" fn user_syscall(regs: *mut CpuRegs, pc: *mut PerCpu) {
+    if is_kernel_low() {
+        // SAFETY: as in `hypercall`; the references end here.
+        let (regs, pc) = unsafe { own(regs, pc) };
+        if regs.error_code == CpuRegs::VECTOR_SYSCALL && pc.vcpu.entry.syscall_callback == 0 {
+            regs.cs = selector::KERNEL_CS.into();
+            regs.ss = selector::KERNEL_SS.into();
+            // SAFETY: the frame is the one of a hypercall now.
+            return unsafe { hypercall(regs, pc) };
+        }
+    }
     // SAFETY: as in `hypercall`.
     let (regs, pc) = unsafe { own(regs, pc) };
     with_ctx(pc, |cx| match regs.error_code {

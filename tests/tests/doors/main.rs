@@ -7,6 +7,8 @@
 //!
 //! Without `PONTOON_E2E=1` the tests are ignored.
 
+mod screen;
+
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use pontoon::cleanup::Scratch;
@@ -25,11 +27,13 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 type Test = fn(&str) -> Result<()>;
 
-const TESTS: [(&str, Test); 4] = [
+const TESTS: [(&str, Test); 6] = [
     ("grub-bios", grub_bios),
     ("grub-uefi", grub_uefi),
     ("uefi", uefi),
     ("uefi-refuses", uefi_refuses),
+    ("screen-bios", screen_bios),
+    ("screen-uefi", screen_uefi),
 ];
 
 fn main() -> ExitCode {
@@ -56,9 +60,14 @@ fn main() -> ExitCode {
 
 /// A guest whose shell is asked something; words of both command lines.
 fn guest(spec: &str, words: &str) -> Result<Files> {
+    guest_that(spec, words, "shell")
+}
+
+/// A guest and what it does.
+fn guest_that(spec: &str, words: &str, test: &str) -> Result<Files> {
     let kernel = Kernel::get(spec)?.vmlinuz()?;
-    let cmdline = "console=hvc0 quiet panic=-1 pontoon_test=shell";
-    Files::of_guest(&kernel, guests::initramfs(&[])?, cmdline, words)
+    let cmdline = format!("console=hvc0 quiet panic=-1 pontoon_test={test}");
+    Files::of_guest(&kernel, guests::initramfs(&[])?, &cmdline, words)
 }
 
 /// Boots from a disk; answers a shell that asks.
@@ -127,4 +136,38 @@ fn uefi_refuses(spec: &str) -> Result<()> {
     };
     says(&files.clone().without("pontoon/kernel"), "\\pontoon\\kernel is not on this volume")?;
     says(&files.with("pontoon/kernel", "no kernel"), "\\pontoon\\kernel: ")
+}
+
+fn screen_bios(spec: &str) -> Result<()> {
+    on_screen(spec, Efi::Grub, Firmware::Bios)
+}
+
+fn screen_uefi(spec: &str) -> Result<()> {
+    on_screen(spec, Efi::Pontoon, Firmware::Uefi)
+}
+
+/// Without a serial port the screen is the console, of the shim and of the guest.
+fn on_screen(spec: &str, efi: Efi, firmware: Firmware) -> Result<()> {
+    let scratch = Scratch::new()?;
+    let files = guest_that(spec, "pontoon.log=info", "idle:8")?;
+    let image = files.disk(scratch.path(), efi)?;
+    let socket = scratch.path().join("camera");
+    let more = ["-qmp", &format!("unix:{},server=on,wait=off", socket.display())];
+    let qemu = Qemu {
+        boot_disk: Some(BootDisk { image, firmware }),
+        has_serial: false,
+        more: more.map(str::to_owned).to_vec(),
+        ..Qemu::default()
+    };
+    let mut machine = Machine::new(scratch.path(), None, "");
+    machine.memory_mib = MEMORY_MIB;
+    machine.timeout = Some(LIMIT);
+    let camera = screen::Camera::new(&socket, scratch.path());
+    let outcome = qemu.run(&machine, &Input::default(), &mut |_| {})?;
+    let text = camera.stop();
+    for what in ["pontoon: Pontoon ", "by Multiboot2", "@@ hypervisor xen PV"] {
+        ensure_said(&text, what)?;
+    }
+    ensure!(outcome.status == Status::POWER_OFF, "ended by {}", outcome.status.text());
+    Ok(())
 }

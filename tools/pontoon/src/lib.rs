@@ -2,7 +2,7 @@
 //!
 //! The `pontoon` command is a thin front of this library; the tests and the
 //! benchmarks call it, too. From the bottom up:
-//! - [`apt`], [`kernel`]: Debian's kernels and tools, out of its signed packages;
+//! - [`apt`], [`kernel`], [`bootloader`]: Debian's kernels and tools, out of its signed packages;
 //! - [`cpio`], [`initramfs`], [`bundle`]: the archives a guest starts with;
 //! - [`image`]: the kernel inside a guest's disk image;
 //! - [`artefact`]: the project's own programs, found or built;
@@ -15,6 +15,7 @@
 
 pub mod apt;
 pub mod artefact;
+pub mod bootloader;
 pub mod bundle;
 pub mod cache;
 pub mod cleanup;

@@ -12,7 +12,7 @@ use pontoon::kernel::{self, Kernel};
 use pontoon::options::parse_memory;
 use pontoon::outcome::Status;
 use pontoon::pack::options::Pack;
-use pontoon::{initramfs, say, setup, tty};
+use pontoon::{bootloader, initramfs, say, setup, tty};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -74,6 +74,15 @@ struct Boot {
     /// [default: the menu's].
     #[arg(long, value_name = "N|TITLE", conflicts_with = "kernel", requires = "disk")]
     entry: Option<String>,
+    /// Let a boot loader inside the guest choose: it reads the menu on the guest's disks.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "LOADER",
+        requires = "disk",
+        conflicts_with_all = ["kernel", "initrd", "append", "entry", "native"]
+    )]
+    bootloader: Option<Loader>,
     /// Boot the kernel itself, without the shim.
     #[arg(long)]
     native: bool,
@@ -98,6 +107,12 @@ struct Boot {
     /// With --under qemu: count instructions instead of time.
     #[arg(long)]
     icount: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Loader {
+    /// Debian's PvGrub2.
+    Pvgrub2,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -228,7 +243,12 @@ fn from_options(boot: &Boot, work: &Path) -> Result<Files> {
 
 /// The guest as the options describe it, with what they leave open filled in.
 fn describe(boot: &Boot, work: &Path) -> Result<Machine> {
-    let files = from_disk(boot, work)?.map_or_else(|| from_options(boot, work), Ok)?;
+    let files = match boot.bootloader {
+        Some(Loader::Pvgrub2) => {
+            Files { kernel: bootloader::pvgrub2()?, initrd: None, append: String::new() }
+        }
+        None => from_disk(boot, work)?.map_or_else(|| from_options(boot, work), Ok)?,
+    };
     let Files { kernel, initrd, mut append } = files;
     if let Some(level) = &boot.log {
         append.push_str(&format!(" pontoon.log={level}"));

@@ -26,6 +26,8 @@ pub struct Qemu {
     pub gdb: Option<u16>,
     /// A disk to boot from, through firmware, instead of the machine's kernel.
     pub boot_disk: Option<BootDisk>,
+    /// Whether there is COM1; without it there is no console but the screen.
+    pub has_serial: bool,
     /// Further arguments.
     pub more: Vec<String>,
 }
@@ -58,6 +60,7 @@ impl Default for Qemu {
             icount: false,
             gdb: None,
             boot_disk: None,
+            has_serial: true,
             more: Vec::new(),
         }
     }
@@ -109,7 +112,7 @@ impl Qemu {
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-accel", "tcg", "-cpu", &self.cpu])
             .args(["-m", &format!("{}M", machine.memory_mib), "-smp", &machine.cpus.to_string()])
-            .args(["-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con"])
+            .args(["-chardev", "stdio,id=con,signal=off"])
             .args([
                 "-chardev",
                 &format!("socket,id=qmp,path={}", events.display()),
@@ -120,6 +123,9 @@ impl Qemu {
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
             .args(["-d", "cpu_reset", "-D"])
             .arg(log);
+        if self.has_serial {
+            command.args(["-serial", "chardev:con"]);
+        }
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
         }

@@ -8,11 +8,15 @@ use alloc::vec::Vec;
 /// Where the guest's console goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConsoleDevice {
-    /// First serial port.
+    /// The first of the others that is there.
     #[default]
+    Auto,
+    /// First serial port.
     Com1,
     /// Second serial port.
     Com2,
+    /// The screen.
+    Screen,
     /// Nowhere.
     None,
 }
@@ -32,7 +36,7 @@ pub enum LogLevel {
 /// The shim's options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options<'a> {
-    /// `pontoon.console=com1|com2|none`.
+    /// `pontoon.console=auto|com1|com2|screen|none`.
     pub console: ConsoleDevice,
     /// `pontoon.log=error|warn|info|debug|trace`.
     pub log: LogLevel,
@@ -139,8 +143,10 @@ fn apply<'a>(options: &mut Options<'a>, word: &'a [u8]) -> Option<()> {
     match name {
         b"console" => {
             options.console = match value {
+                b"auto" => ConsoleDevice::Auto,
                 b"com1" => ConsoleDevice::Com1,
                 b"com2" => ConsoleDevice::Com2,
+                b"screen" => ConsoleDevice::Screen,
                 b"none" => ConsoleDevice::None,
                 _ => return None,
             };

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use pontoon::apt::{self, Suite};
 use pontoon::cache;
 use pontoon::cleanup::Scratch;
+pub use pontoon::doctor::initrd::names as initramfs_names;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -177,46 +178,4 @@ fn is_root() -> Result<bool> {
 pub(crate) fn done_output(command: &mut Command) -> Result<std::process::Output> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).output().with_context(|| format!("{program} cannot be run"))
-}
-
-/// Names of the files in an initramfs of initramfs-tools: plain cpio archives,
-/// the last of which is compressed.
-pub fn initramfs_names(initrd: &[u8]) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    let mut rest = initrd;
-    while rest.starts_with(b"070701") {
-        rest = one_archive(rest, &mut names)?;
-        let zeroes = rest.iter().take_while(|&&b| b == 0).count();
-        rest = rest.get(zeroes..).unwrap_or_default();
-    }
-    let (program, args): (&str, &[&str]) = match rest {
-        [] => return Ok(names),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", &["-dcq"]),
-        [0x1f, 0x8b, ..] => ("gzip", &["-dc"]),
-        [0xfd, b'7', b'z', ..] => ("xz", &["-dc"]),
-        _ => bail!("an initramfs compressed in a way unknown here"),
-    };
-    let unpacked = pontoon::kernel::pipe_through(program, args, rest)?;
-    one_archive(&unpacked, &mut names)?;
-    Ok(names)
-}
-
-/// Adds the names in the newc archive `bytes` begins with; gives what is behind.
-fn one_archive<'a>(bytes: &'a [u8], names: &mut Vec<String>) -> Result<&'a [u8]> {
-    let mut at = 0;
-    loop {
-        let header = bytes.get(at..at + 110).context("an archive cut short")?;
-        let field = |index: usize| -> Result<usize> {
-            let hex = header.get(6 + 8 * index..14 + 8 * index).unwrap_or_default();
-            Ok(usize::from_str_radix(std::str::from_utf8(hex)?, 16)?)
-        };
-        let (data, name) = (field(6)?, field(11)?);
-        let name_end = at + 110 + name;
-        let name = bytes.get(at + 110..name_end.saturating_sub(1)).context("a name cut short")?;
-        at = name_end.next_multiple_of(4) + data.next_multiple_of(4);
-        if name == b"TRAILER!!!" {
-            return Ok(bytes.get(at..).unwrap_or_default());
-        }
-        names.push(String::from_utf8_lossy(name).into_owned());
-    }
 }

@@ -8,6 +8,7 @@
 //! Without `PONTOON_E2E=1` the tests are ignored. Each guest has a host of its own, one after the
 //! other.
 
+mod firmware;
 #[path = "../disks/lab.rs"]
 #[allow(dead_code, reason = "the disks' tests use all of it")]
 mod lab;
@@ -43,6 +44,15 @@ fn main() -> ExitCode {
                         sources::imported(&mut lab, &spec, source)
                     })
                     .map_err(|e| Failed::from(format!("{e:#}")))
+            };
+            trials.push(Trial::test(format!("{kernel}/{name}"), run).with_ignored_flag(ignored));
+        }
+        for (name, form) in firmware::FORMS {
+            let (lab, spec) = (Arc::clone(&lab), kernel.to_owned());
+            let run = move || {
+                // One machine at a time.
+                *lab.lock().unwrap_or_else(PoisonError::into_inner) = Lab::default();
+                firmware::started(&spec, form).map_err(|e| Failed::from(format!("{e:#}")))
             };
             trials.push(Trial::test(format!("{kernel}/{name}"), run).with_ignored_flag(ignored));
         }

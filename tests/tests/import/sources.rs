@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-const PONTOON: Artefact = Artefact { package: "pontoon", binary: "pontoon", target: LINUX };
+/// The command.
+pub const PONTOON: Artefact = Artefact { package: "pontoon", binary: "pontoon", target: LINUX };
 const LIMIT: Duration = Duration::from_secs(300);
 const MACS: [&str; 2] = ["00:16:3e:5a:01:02", "8a:fe:01:02:03:04"];
 

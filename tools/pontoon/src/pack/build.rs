@@ -72,7 +72,7 @@ pub fn early_payload(plan: &Plan) -> Result<Option<Payload>> {
                 kernel: read(kernel)?,
                 initrd: initrd.as_deref().map(read).transpose()?,
                 cmdline: cmdline.clone(),
-                notes: Vec::new(),
+                notes: image::console_hint(cmdline).into_iter().collect(),
             }))
         }
         Boot::Disk { entry, .. } => {

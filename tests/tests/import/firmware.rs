@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Firmware, boot loader and guest, all emulated, on a busy machine.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(420);
 
 /// A form, how qemu-img calls it, who starts it, and more words for the kernel.
 pub type Form = (&'static str, Format, Firmware, &'static str);

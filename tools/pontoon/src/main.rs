@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use hvhost::net::NetOptions;
+use pontoon::bootloader::Loader;
 use pontoon::cleanup::{self, Scratch};
 use pontoon::doctor::options::Doctor;
 use pontoon::host::{Host, Input, Machine, Under};
@@ -12,7 +13,7 @@ use pontoon::kernel::{self, Kernel};
 use pontoon::options::parse_memory;
 use pontoon::outcome::Status;
 use pontoon::pack::options::Pack;
-use pontoon::{bootloader, initramfs, say, setup, tty};
+use pontoon::{initramfs, say, setup, tty};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -107,12 +108,6 @@ struct Boot {
     /// With --under qemu: count instructions instead of time.
     #[arg(long)]
     icount: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Loader {
-    /// Debian's PvGrub2.
-    Pvgrub2,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -245,7 +240,7 @@ fn from_options(boot: &Boot, work: &Path) -> Result<Files> {
 fn describe(boot: &Boot, work: &Path) -> Result<Machine> {
     let files = match boot.bootloader {
         Some(Loader::Pvgrub2) => {
-            Files { kernel: bootloader::pvgrub2()?, initrd: None, append: String::new() }
+            Files { kernel: Loader::Pvgrub2.image()?, initrd: None, append: String::new() }
         }
         None => from_disk(boot, work)?.map_or_else(|| from_options(boot, work), Ok)?,
     };

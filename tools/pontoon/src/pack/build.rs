@@ -72,7 +72,11 @@ pub fn early_payload(plan: &Plan) -> Result<Option<Payload>> {
                 kernel: read(kernel)?,
                 initrd: initrd.as_deref().map(read).transpose()?,
                 cmdline: cmdline.clone(),
-                notes: image::console_hint(cmdline).into_iter().collect(),
+                // A boot loader has words of its own.
+                notes: image::console_hint(cmdline)
+                    .filter(|_| !cmdline.is_empty())
+                    .into_iter()
+                    .collect(),
             }))
         }
         Boot::Disk { entry, .. } => {

@@ -7,8 +7,9 @@ use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Modules in the image, with all they need: nothing is loaded later.
-const MODULES: [&str; 10] = [
+/// Modules in the image, with all they need: nothing is loaded later. `vbe` is for the shim, which
+/// asks for a framebuffer.
+const MODULES: [&str; 11] = [
     "biosdisk",
     "part_msdos",
     "fat",
@@ -19,6 +20,7 @@ const MODULES: [&str; 10] = [
     "terminal",
     "test",
     "echo",
+    "vbe",
 ];
 /// Where Debian has it.
 const DIRECTORY: &str = "/usr/lib/grub/i386-pc";

@@ -3,6 +3,7 @@
 use super::build;
 use super::disk::Source;
 use super::plan::{Boot, Medium, Plan, PlannedDisk};
+use crate::bootloader::Loader;
 use crate::guest::{Guest, Mac, Nic};
 use crate::kernel::{self, Kernel};
 use crate::qemu_img::{Disk, Format};
@@ -44,6 +45,14 @@ pub struct Output {
     /// Entry of the first disk's boot menu: its number, title or id.
     #[arg(long, value_name = "N|TITLE", conflicts_with = "kernel")]
     pub entry: Option<String>,
+    /// A boot loader as the guest, which boots the kernel its disk's own menu has at each start.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "LOADER",
+        conflicts_with_all = ["kernel", "initrd", "append", "entry"]
+    )]
+    pub bootloader: Option<Loader>,
 }
 
 /// Options of `pontoon pack`.
@@ -190,6 +199,12 @@ impl Output {
     }
 
     fn choose_boot(&self, boot: &mut Boot) -> Result<()> {
+        if let Some(loader) = self.bootloader {
+            // The words for the kernel are its menu's.
+            let (kernel, initrd, cmdline) = (loader.image()?, None, String::new());
+            *boot = Boot::Files { kernel, initrd, cmdline };
+            return Ok(());
+        }
         let more = |old: &str| image::with_append(old, self.append.as_deref());
         if let Some(spec) = &self.kernel {
             let cmdline = match boot {

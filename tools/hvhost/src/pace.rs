@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Pace {
     unit: Duration,
+    slack: Duration,
     free: Mutex<Instant>,
 }
 
 impl Pace {
-    /// So many units a second.
+    /// So many units a second. What it did not do in the last `slack` it may catch up on.
     #[must_use]
-    pub fn new(units: NonZeroU32) -> Self {
-        Self { unit: Duration::from_secs(1) / units.get(), free: Mutex::new(Instant::now()) }
+    pub fn new(units: NonZeroU32, slack: Duration) -> Self {
+        let unit = Duration::from_secs(1) / units.get();
+        Self { unit, slack, free: Mutex::new(Instant::now()) }
     }
 
     /// Returns when the device is done with so many units, at least one, that began at `begin`.
@@ -25,7 +27,8 @@ impl Pace {
         let time = self.unit.saturating_mul(units);
         let done = {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            *free = begin.max(*free) + time;
+            let earliest = begin.checked_sub(self.slack).unwrap_or(begin);
+            *free = earliest.max(*free) + time;
             *free
         };
         thread::sleep(done.saturating_duration_since(Instant::now()));
@@ -38,7 +41,8 @@ mod tests {
 
     #[test]
     fn units_take_their_time() {
-        let pace = Pace::new(NonZeroU32::new(1000).unwrap());
+        let thousand = NonZeroU32::new(1000).unwrap();
+        let pace = Pace::new(thousand, Duration::ZERO);
         let begin = Instant::now();
         for units in [0, 1, 3] {
             pace.wait(begin, units);
@@ -48,5 +52,14 @@ mod tests {
         let later = Instant::now() + Duration::from_millis(20);
         pace.wait(later, 1);
         assert!(Instant::now() >= later + Duration::from_millis(1));
+
+        let pace = Pace::new(thousand, Duration::from_secs(1));
+        thread::sleep(Duration::from_millis(10));
+        let begin = Instant::now();
+        pace.wait(begin, 10);
+        let free = *pace.free.lock().unwrap();
+        assert!(free <= begin, "ten units are caught up on");
+        pace.wait(begin, 1000);
+        assert!(Instant::now() >= free + Duration::from_secs(1));
     }
 }

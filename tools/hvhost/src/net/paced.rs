@@ -6,8 +6,10 @@ use crate::pace::Pace;
 use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// What the switch may catch up on: whoever sleeps wakes late.
+const SLACK: Duration = Duration::from_millis(5);
 /// What every segment of a frame has of its own: Ethernet, IPv4 and TCP without options.
 const HEADER_BYTES: usize = ETHERNET_BYTES + 40;
 
@@ -22,7 +24,7 @@ impl Paced {
     /// So many packets a second.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, pps: NonZeroU32) -> Self {
-        Self { backend, sending: Pace::new(pps), receiving: Pace::new(pps) }
+        Self { backend, sending: Pace::new(pps, SLACK), receiving: Pace::new(pps, SLACK) }
     }
 }
 

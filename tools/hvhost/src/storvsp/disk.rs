@@ -13,7 +13,7 @@ use hv_abi::Guid;
 use std::io;
 use std::path::Path;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vm_memory::VolatileSlice;
 
 /// Most bytes written at once where a block is repeated.
@@ -68,7 +68,7 @@ impl Disk {
             dvd: options.dvd,
             id,
             faults: faults.iter().filter(here).cloned().collect(),
-            pace: options.iops.map(Pace::new),
+            pace: options.iops.map(|iops| Pace::new(iops, Duration::ZERO)),
         })
     }
 

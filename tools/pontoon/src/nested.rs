@@ -278,6 +278,13 @@ impl Session {
         }
         let there = format!("/files/{}", self.files);
         self.files += 1;
+        self.upload(path, &there)?;
+        self.sent.insert(path.to_owned(), Sent { state, there: there.clone(), used: runs });
+        Ok(there)
+    }
+
+    /// Makes a file of ours a file there, of this name, for good.
+    pub fn upload(&mut self, path: &Path, there: &str) -> Result<()> {
         self.send(Kind::FILE, there.as_bytes())?;
         let mut file = fs::File::open(path).with_context(|| path.display().to_string())?;
         let mut chunk = vec![0; CHUNK_BYTES];
@@ -288,8 +295,7 @@ impl Session {
             }
             self.send(Kind::DATA, chunk.get(..count).unwrap_or_default())?;
         }
-        self.sent.insert(path.to_owned(), Sent { state, there: there.clone(), used: runs });
-        Ok(there)
+        Ok(())
     }
 
     /// Removes what this run does not use: files there are in memory.

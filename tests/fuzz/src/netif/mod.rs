@@ -361,8 +361,9 @@ impl Game {
             }
             4 => {
                 let gref = 8 + value % 300;
-                // It leaves the flags of use alone.
-                let entry = self.w.entry_of(gref) & 0x18 | input.number() & !0x18;
+                // It leaves the flags of use alone. Where pages change hands their bits mean something else.
+                let in_use = if self.w.in_use(gref) { self.w.entry_of(gref) & 0x18 } else { 0 };
+                let entry = in_use | input.number() & !0x18;
                 self.w.spoil(gref, entry);
             }
             5 => {

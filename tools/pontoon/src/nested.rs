@@ -45,6 +45,8 @@ const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 quiet mitigations=off rando
     tsc=reliable clocksource=tsc no_timer_check nowatchdog";
 /// Modules, what they depend on is added.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "kvm-amd"];
+/// Processors of the emulated machine. No guest runs on the first, see the agent.
+const CPUS: u32 = 3;
 /// Memory of the emulated machine beside its guest's.
 const OWN_MIB: u64 = 768;
 /// It is up after 2 to 3 s; a busy machine may need longer.
@@ -347,7 +349,8 @@ impl Write for InputFrames {
 fn qemu(kernel: &Path, initrd: &Path, socket: &Path, log: &Path, memory_mib: u64) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args(["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,+svm,+npt", "-smp", "2"])
+        .args(["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,+svm,+npt"])
+        .args(["-smp", &CPUS.to_string()])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .args(["-m", &memory_mib.to_string()])
         .arg("-kernel")

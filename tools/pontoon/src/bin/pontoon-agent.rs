@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use pontoon::protocol::{self, Exit, Kind, Run};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::setpriority_process;
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -80,9 +80,7 @@ fn serve() -> Result<()> {
 
 /// Has the kernel leave a guest's memory where it is.
 ///
-/// Where KVM takes a mapping back, an interrupt may meet the gap on its way into the guest, and QEMU
-/// (7.2) brings that to a wrong end now and then: the guest, whichever it is, goes down with a triple
-/// fault (docs/hvhost.md).
+/// A mapping that KVM takes back is a nested page fault, and slow.
 fn leave_memory_alone() {
     const NEVER: &str = "4294967295";
     let huge = "/sys/kernel/mm/transparent_hugepage/khugepaged";
@@ -293,21 +291,42 @@ fn pump(mut from: impl Read + Send + 'static, kind: Kind, out: &SharedPort) -> J
     })
 }
 
+/// Does `what`, of which programs started stay away from the first processor.
+///
+/// QEMU (7.2 and 10.0, `cpu_clear_ignne`) changes a word of the first processor's state, which says
+/// among other things whether it is in a guest and takes interrupts, whenever any other processor
+/// loads an FPU state, by a plain read, change and write. Where the first enters or leaves a guest
+/// meanwhile, the word is wrong afterwards: its page tables are taken for the guest's or the guest's
+/// for its own, and one of the two goes down with a triple fault. So no guest runs on it.
+fn off_first_processor<T>(what: impl FnOnce() -> T) -> Result<T> {
+    let all = sched_getaffinity(None).context("sched_getaffinity")?;
+    let mut others = all;
+    others.unset(0);
+    if others.count() == 0 {
+        return Ok(what());
+    }
+    // Children inherit it from the thread that starts them.
+    sched_setaffinity(None, &others).context("sched_setaffinity")?;
+    let done = what();
+    sched_setaffinity(None, &all).context("sched_setaffinity")?;
+    Ok(done)
+}
+
 fn start(run: &Run, out: &SharedPort) -> Result<Running> {
     let (program, args) = run.argv.split_first().context("no program named")?;
     if let Some(path) = &run.give_back {
         let _ = fs::remove_file(path);
     }
     let began = Instant::now();
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(args)
         .env("RUST_BACKTRACE", "1")
         .current_dir("/tmp")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| program.clone())?;
+        .stderr(Stdio::piped());
+    let mut child = off_first_processor(|| command.spawn())?.with_context(|| program.clone())?;
     let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (Some(input), Some(stdout), Some(stderr)) = pipes else { anyhow::bail!("no pipes") };
     let pumps = [pump(stdout, Kind::OUTPUT, out), pump(stderr, Kind::ERROR, out)];

@@ -67,18 +67,17 @@ const fn fits(table: &Table, mfn: Mfn) -> bool {
 /// with their owner; Xen would have taken them by then.
 pub(super) fn transfer<P: Platform>(cx: &mut Ctx<'_, P>, op: &mut GnttabTransfer) {
     let mfn = Mfn(op.mfn);
-    op.status = if !cx.plat.is_ram(mfn) {
-        GrantStatus::BAD_PAGE
-    } else if mmu::is_loaded(cx, mfn) {
-        GrantStatus::GENERAL_ERROR
-    } else {
-        match op.domid {
+    op.status = if cx.plat.is_ram(mfn) {
+        let give = || match op.domid {
             GUEST_DOMID => {
                 to_own(cx, mfn, op.ref_).map_or_else(|status| status, |()| GrantStatus::OKAY)
             }
             BACKEND_DOMID => GrantStatus::GENERAL_ERROR,
             _ => GrantStatus::BAD_DOMAIN,
-        }
+        };
+        mmu::unless_loaded(cx, mfn, give).unwrap_or(GrantStatus::GENERAL_ERROR)
+    } else {
+        GrantStatus::BAD_PAGE
     };
 }
 

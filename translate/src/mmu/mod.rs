@@ -34,7 +34,7 @@ mod tests;
 pub use ext::{mmuext_op, mmuext_op_plain};
 pub use flush::Flushes;
 pub use root::Taken;
-pub(crate) use root::{is_loaded, load_l4, unless_loaded};
+pub(crate) use root::{load_l4, unless_loaded};
 
 /// Requests taken in one go; the rest is a continuation.
 const BATCH: u32 = 512;

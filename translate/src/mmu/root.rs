@@ -47,7 +47,7 @@ impl Default for Taken {
 
 /// Whether a processor uses this frame as its L4, or is about to.
 #[cold]
-pub(crate) fn is_loaded<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> bool {
+fn is_loaded<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> bool {
     cx.vcpu.mmu.l4 == mfn.0 || cx.dom.vcpus.iter().any(|vcpu| vcpu.l4.load(SeqCst) == mfn.0)
 }
 

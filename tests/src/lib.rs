@@ -7,6 +7,7 @@ pub mod domu;
 pub mod files;
 pub mod guests;
 pub mod images;
+pub mod lab;
 pub mod load;
 pub mod log;
 pub mod media;
@@ -19,6 +20,7 @@ pub mod samples_xva;
 pub mod told;
 pub mod traffic;
 pub mod transcript;
+pub mod trials;
 
 /// The kernels tested: 5.10, 6.1, 6.12 and the newest, as their suites have them now.
 pub const KERNELS: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];

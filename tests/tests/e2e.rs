@@ -15,17 +15,16 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use hvhost::features::{HvFeatures, NAMES};
-use libtest_mimic::{Arguments, Failed, Trial};
 use pontoon::cleanup::Scratch;
 use pontoon::host::{Host, Input, Machine, Under};
 use pontoon::kernel::Kernel;
 use pontoon::outcome::{Outcome, Status};
 use pontoon_tests::transcript::Transcript;
+use pontoon_tests::trials::{Trials, shown};
 use pontoon_tests::{KERNELS, guests, log, reference};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 #[path = "e2e/disk.rs"]
@@ -38,29 +37,13 @@ const MEMORY_MIB: u64 = 512;
 const LIMIT: Duration = Duration::from_secs(400);
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // One host, one guest at a time.
-    arguments.test_threads = Some(1);
     let chosen = list("PONTOON_E2E_KERNELS", ",");
     let takes_all = chosen.is_some();
     let kernels = chosen.unwrap_or_else(|| KERNELS.map(str::to_owned).to_vec());
-    let lab = Arc::new(Mutex::new(Lab::default()));
-    let ignored = std::env::var_os("PONTOON_E2E").is_none();
-    let mut trials = Vec::new();
+    let mut trials = Trials::new(Lab::default());
     let mut add = |name: String, test: Test, kernel: &str, without: &[String]| {
-        let (lab, kernel, without) = (Arc::clone(&lab), kernel.to_owned(), without.to_vec());
-        let run = move || {
-            let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-            // docs/testing.md says what for.
-            test(&mut lab, &kernel, &without)
-                .or_else(|e| {
-                    eprintln!("failed, once more: {e:#}");
-                    lab.host = None;
-                    test(&mut lab, &kernel, &without)
-                })
-                .map_err(|e| Failed::from(format!("{e:#}")))
-        };
-        trials.push(Trial::test(name, run).with_ignored_flag(ignored));
+        let (kernel, without) = (kernel.to_owned(), without.to_vec());
+        trials.add(name, move |lab| test(lab, &kernel, &without), Lab::on_a_new_host);
     };
     for kernel in &kernels {
         for set in feature_sets() {
@@ -82,21 +65,14 @@ fn main() -> ExitCode {
     for (name, test) in TINY {
         add(format!("tiny/{name}"), test, name, &[]);
     }
-    if !ignored && !arguments.list {
-        if let Err(e) = pontoon::cleanup::on_signals(|| ()) {
-            eprintln!("signals: {e:#}");
-        }
+    if trials.will_run() {
         // Before the first test, so that what is said stays out of its line.
-        let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(e) = lab.host() {
+        if let Err(e) = trials.shared().host() {
             eprintln!("no place to run guests in: {e:#}");
             return ExitCode::FAILURE;
         }
     }
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    // The host ends with the lab; `exit` would leave it running.
-    drop(lab);
-    conclusion.exit_code()
+    trials.run()
 }
 
 type Test = fn(&mut Lab, &str, &[String]) -> Result<()>;
@@ -290,15 +266,8 @@ impl Lab {
         input: &Input,
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<Outcome> {
-        let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
-        let mut run = |lab: &mut Self| {
-            lab.host()?.run(machine, input, &mut |bytes| {
-                if show {
-                    eprint!("{}", String::from_utf8_lossy(bytes));
-                }
-                output(bytes);
-            })
-        };
+        let mut output = shown(output);
+        let mut run = |lab: &mut Self| lab.host()?.run(machine, input, &mut output);
         // A host that failed is no verdict on its guest: one more chance, on a
         // new host.
         run(self).or_else(|e| {
@@ -306,6 +275,12 @@ impl Lab {
             self.host = None;
             run(self)
         })
+    }
+
+    /// A test that failed has a second chance.
+    fn on_a_new_host(&mut self) -> bool {
+        self.host = None;
+        true
     }
 
     /// Boots `spec` under the shim with a test of the init script.

@@ -13,9 +13,9 @@ use pontoon::kernel::Kernel;
 use pontoon::outcome::{Outcome, Status};
 use pontoon_tests::dialogue::Dialogue;
 use pontoon_tests::images::{HOSTNAME, Image, PASSWORD, PATIENCE, Table};
+use pontoon_tests::trials::shown;
 use pontoon_tests::{domu, log, told};
 use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -88,13 +88,7 @@ fn boot(
     let steps = [(login.as_str(), "root"), ("Password: ", PASSWORD), (prompt.as_str(), say)];
     let input = Input::default();
     let mut dialogue = Dialogue::new(&input, &steps);
-    let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
-    let mut output = |bytes: &[u8]| {
-        if show {
-            let _ = std::io::stderr().write_all(bytes);
-        }
-        dialogue.hear(bytes);
-    };
+    let mut output = shown(|bytes| dialogue.hear(bytes));
     let outcome: Outcome = match place {
         Place::Xen => {
             // Two emulated machines at a time are one too many.
@@ -110,6 +104,7 @@ fn boot(
             host.run(&machine, &input, &mut output)?
         }
     };
+    drop(output);
     let text = outcome.console_text();
     let waits = dialogue.waits_for();
     ensure!(waits.is_none(), "{place:?}: no \"{}\":\n{}", waits.unwrap_or_default(), tail(&text));

@@ -1,12 +1,12 @@
 //! hvhost's storage under load, judged by Linux's own Hyper-V drivers: a queue on one
 //! processor, a queue for each of eight.
 
-use crate::lab::{Lab, MEMORY_MIB, ended};
 use crate::small::{blank, disk, mark, noise, sum};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::{Input, Machine};
 use pontoon::kernel::Kernel;
 use pontoon::outcome::Status;
+use pontoon_tests::lab::{Lab, MEMORY_MIB, ended};
 use pontoon_tests::{disks, parts};
 use std::fs;
 use std::os::unix::fs::MetadataExt;

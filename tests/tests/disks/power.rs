@@ -4,10 +4,10 @@
 //! says so; at some moment hvhost is killed, and with it a random part of what was not
 //! flushed (`cache=volatile`). The next guest goes on where this one was.
 
-use crate::lab::Lab;
 use crate::small::guest;
 use anyhow::{Context, Result, ensure};
 use pontoon::outcome::Status;
+use pontoon_tests::lab::Lab;
 use pontoon_tests::parts::{self, run};
 use pontoon_tests::records::{self, BYTES, PER_FILE, PLACES};
 use std::collections::hash_map::RandomState;

@@ -1,12 +1,12 @@
 //! Small guests: a kernel, its block frontend, and one thing they do to their disks.
 
-use crate::lab::{Lab, cpus, ended, nothing_new};
 use crate::{native, power};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::Machine;
 use pontoon::initramfs::{self, Extra};
 use pontoon::kernel::Kernel;
 use pontoon::outcome::Status;
+use pontoon_tests::lab::{Lab, cpus, ended, nothing_new};
 use pontoon_tests::transcript::Transcript;
 use pontoon_tests::{guests, parts};
 use std::fs;

@@ -1,6 +1,5 @@
 //! Whole Debian systems on their own disks.
 
-use crate::lab::{Lab, MEMORY_MIB, ended, nothing_new};
 use crate::small::mark;
 use anyhow::{Context, Result, ensure};
 use pontoon::host::{Input, Machine};
@@ -9,6 +8,7 @@ use pontoon::kernel::Kernel;
 use pontoon::outcome::Status;
 use pontoon_tests::dialogue::Dialogue;
 use pontoon_tests::images::{Image, PATIENCE, SUITES, Table};
+use pontoon_tests::lab::{Lab, MEMORY_MIB, ended, nothing_new};
 use pontoon_tests::parts::{self, run};
 use pontoon_tests::transcript::Transcript;
 use std::fs::{self, File};

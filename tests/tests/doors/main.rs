@@ -12,7 +12,6 @@ mod pvgrub;
 mod screen;
 
 use anyhow::{Result, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
 use pontoon::cleanup::Scratch;
 use pontoon::host::{Input, Machine};
 use pontoon::kernel::Kernel;
@@ -20,6 +19,7 @@ use pontoon::outcome::{Outcome, Status};
 use pontoon::qemu::{BootDisk, Firmware, Qemu};
 use pontoon_tests::guests;
 use pontoon_tests::media::{Efi, Files};
+use pontoon_tests::trials::{Trials, kernels, shown};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -47,36 +47,18 @@ const TESTS: [(&str, Test); 11] = [
 const NEED_KVM: [&str; 2] = ["hyperv-grub-uefi", "hyperv-uefi"];
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
-    let ignored = std::env::var_os("PONTOON_E2E").is_none();
-    let kernels = std::env::var("PONTOON_E2E_KERNELS").unwrap_or_else(|_| "bookworm".into());
+    let mut trials = Trials::new(());
     // Not asked when nothing is run: it starts a guest.
-    let has_kvm = !ignored && pontoon::kvm::probe().is_ok();
-    let mut trials = Vec::new();
-    for kernel in kernels.split(',') {
+    let has_kvm = trials.will_run() && pontoon::kvm::probe().is_ok();
+    for kernel in kernels() {
         for (name, test) in
             TESTS.into_iter().filter(|(name, _)| has_kvm || !NEED_KVM.contains(name))
         {
-            let spec = kernel.to_owned();
-            let run = move || {
-                // docs/testing.md says what for.
-                let again = |e| {
-                    eprintln!("failed, once more: {e:#}");
-                    test(&spec)
-                };
-                test(&spec).or_else(again).map_err(|e| Failed::from(format!("{e:#}")))
-            };
-            trials.push(Trial::test(format!("{kernel}/{name}"), run).with_ignored_flag(ignored));
+            let spec = kernel.clone();
+            trials.add(format!("{kernel}/{name}"), move |()| test(&spec), |()| true);
         }
     }
-    if !ignored
-        && !arguments.list
-        && let Err(e) = pontoon::cleanup::on_signals(|| ())
-    {
-        eprintln!("signals: {e:#}");
-    }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    trials.run()
 }
 
 /// A guest whose shell is asked something; words of both command lines.
@@ -103,19 +85,15 @@ fn boot_with(files: &Files, efi: Efi, firmware: Firmware, on_hyperv: bool) -> Re
     let mut machine = Machine::new(scratch.path(), None, "");
     machine.memory_mib = MEMORY_MIB;
     machine.timeout = Some(LIMIT);
-    let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
     let input = Input::default();
     let (mut seen, mut asked) = (String::new(), false);
-    let mut output = |bytes: &[u8]| {
-        if show {
-            eprint!("{}", String::from_utf8_lossy(bytes));
-        }
+    let mut output = shown(|bytes: &[u8]| {
         seen.push_str(&String::from_utf8_lossy(bytes));
         if !asked && seen.contains("/ # ") {
             asked = true;
             input.send(b"cat /proc/cmdline; echo answer $((6*7))\nexit\n");
         }
-    };
+    });
     if on_hyperv {
         return hyperv::run(&image, firmware, &machine, &input, &mut output);
     }

@@ -7,6 +7,7 @@ use pontoon::host::{Host, Input, Machine, Under};
 use pontoon::outcome::Status;
 use pontoon_tests::dialogue::Dialogue;
 use pontoon_tests::images::{HOSTNAME, Image, PASSWORD, Table};
+use pontoon_tests::trials::shown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -61,13 +62,9 @@ fn boot(steps: &[(&str, &str)], is_wanted: fn(&str) -> bool) -> Result<()> {
     let (mut host, _) = Host::choose(Under::Auto, MEMORY_MIB)?;
     let input = Input::default();
     let mut dialogue = Dialogue::new(&input, steps);
-    let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
     let mut seen = String::new();
     let asked = Arc::new(AtomicBool::new(false));
-    let outcome = host.run(&machine, &input, &mut |bytes| {
-        if show {
-            eprint!("{}", String::from_utf8_lossy(bytes));
-        }
+    let mut output = shown(|bytes: &[u8]| {
         dialogue.hear(bytes);
         seen.push_str(&String::from_utf8_lossy(bytes));
         if dialogue.waits_for().is_none() {
@@ -75,7 +72,8 @@ fn boot(steps: &[(&str, &str)], is_wanted: fn(&str) -> bool) -> Result<()> {
         } else if seen.contains(RESCUE) && !asked.swap(true, Ordering::Relaxed) {
             insist(&input, &asked);
         }
-    })?;
+    });
+    let outcome = host.run(&machine, &input, &mut output)?;
     asked.store(false, Ordering::Relaxed);
     let text = outcome.console_text();
     let tail: String = text.lines().rev().take(25).map(|line| format!("{line}\n")).collect();

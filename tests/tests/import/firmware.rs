@@ -10,6 +10,7 @@ use pontoon::qemu_img::{self, Disk, Format};
 use pontoon_tests::parts::run;
 use pontoon_tests::samples::{Samples, cmdline};
 use pontoon_tests::transcript::Transcript;
+use pontoon_tests::trials::shown;
 use std::process::Command;
 use std::time::Duration;
 
@@ -44,12 +45,7 @@ pub fn started(spec: &str, (form, format, firmware, words): Form) -> Result<()> 
     let qemu = Qemu { boot_disk: Some(BootDisk { image, firmware }), ..Qemu::default() };
     let mut machine = Machine::new(scratch.path(), None, "");
     machine.timeout = Some(LIMIT);
-    let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
-    let outcome = qemu.run(&machine, &Input::default(), &mut |bytes| {
-        if show {
-            eprint!("{}", String::from_utf8_lossy(bytes));
-        }
-    })?;
+    let outcome = qemu.run(&machine, &Input::default(), &mut shown(|_| {}))?;
     let transcript = Transcript::of(&outcome);
     let tail = transcript.tail();
     ensure!(outcome.status == Status::POWER_OFF, "ended by {}:\n{tail}", outcome.status.text());

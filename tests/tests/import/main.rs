@@ -9,62 +9,34 @@
 //! other.
 
 mod firmware;
-#[path = "../disks/lab.rs"]
-#[allow(dead_code, reason = "the disks' tests use all of it")]
-mod lab;
 mod packed;
 mod sources;
 
-use lab::Lab;
-use libtest_mimic::{Arguments, Failed, Trial};
+use pontoon_tests::lab::Lab;
+use pontoon_tests::trials::{Trials, kernels};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
-    let lab = Arc::new(Mutex::new(Lab::default()));
-    let ignored = std::env::var_os("PONTOON_E2E").is_none();
-    let kernels = std::env::var("PONTOON_E2E_KERNELS").unwrap_or_else(|_| "bookworm".into());
-    let mut trials = Vec::new();
-    for kernel in kernels.split(',') {
+    let mut trials = Trials::new(Lab::default());
+    for kernel in kernels() {
         for (name, source) in sources::SOURCES {
-            let (lab, spec) = (Arc::clone(&lab), kernel.to_owned());
-            let run = move || {
-                let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+            let spec = kernel.clone();
+            let run = move |lab: &mut Lab| {
                 // A second guest with networks in one emulated machine was seen not to start.
                 *lab = Lab::default();
-                sources::imported(&mut lab, &spec, source)
-                    .or_else(|e| {
-                        if !lab.excused {
-                            return Err(e);
-                        }
-                        eprintln!("failed, once more: {e:#}");
-                        *lab = Lab::default();
-                        sources::imported(&mut lab, &spec, source)
-                    })
-                    .map_err(|e| Failed::from(format!("{e:#}")))
+                sources::imported(lab, &spec, source)
             };
-            trials.push(Trial::test(format!("{kernel}/{name}"), run).with_ignored_flag(ignored));
+            trials.add(format!("{kernel}/{name}"), run, Lab::once_more);
         }
         for (name, form) in firmware::FORMS {
-            let (lab, spec) = (Arc::clone(&lab), kernel.to_owned());
-            let run = move || {
+            let spec = kernel.clone();
+            let run = move |lab: &mut Lab| {
                 // One machine at a time.
-                *lab.lock().unwrap_or_else(PoisonError::into_inner) = Lab::default();
-                firmware::started(&spec, form).map_err(|e| Failed::from(format!("{e:#}")))
+                *lab = Lab::default();
+                firmware::started(&spec, form)
             };
-            trials.push(Trial::test(format!("{kernel}/{name}"), run).with_ignored_flag(ignored));
+            trials.add(format!("{kernel}/{name}"), run, |_| false);
         }
     }
-    if !ignored
-        && !arguments.list
-        && let Err(e) = pontoon::cleanup::on_signals(|| ())
-    {
-        eprintln!("signals: {e:#}");
-    }
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    // The host ends with the lab; `exit` would leave it running.
-    drop(lab);
-    conclusion.exit_code()
+    trials.run()
 }

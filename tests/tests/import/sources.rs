@@ -1,10 +1,10 @@
 //! Samples, their import, and what the guests have to find.
 
-use crate::lab::{Lab, ended};
 use crate::packed;
 use anyhow::{Context, Result, ensure};
 use pontoon::artefact::{Artefact, LINUX};
 use pontoon::outcome::Status;
+use pontoon_tests::lab::{Lab, ended};
 use pontoon_tests::parts::run;
 use pontoon_tests::samples::{Samples, cmdline, put};
 use pontoon_tests::samples_xva::{self, Sums};

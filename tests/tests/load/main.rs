@@ -9,20 +9,15 @@
 //!
 //! Without `PONTOON_E2E=1` the tests are ignored. One host runs all guests, one after the other.
 
-#[path = "../disks/lab.rs"]
-#[allow(dead_code, reason = "the disks' tests use all of it")]
-mod lab;
-
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, MEMORY_MIB, ended};
-use libtest_mimic::{Arguments, Failed, Trial};
 use pontoon::host::{Input, Machine};
 use pontoon::kernel::Kernel;
 use pontoon::outcome::Status;
+use pontoon_tests::lab::{Lab, MEMORY_MIB, ended, number};
 use pontoon_tests::transcript::Transcript;
+use pontoon_tests::trials::{Trials, kernels};
 use pontoon_tests::{load, log};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 type Test = fn(&mut Lab, &str) -> Result<()>;
@@ -42,49 +37,14 @@ const CLOCKS: [&str; 4] = ["monotonic", "raw", "boottime", "tsc"];
 const READINGS: u64 = 1000;
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
-    let lab = Arc::new(Mutex::new(Lab::default()));
-    let ignored = std::env::var_os("PONTOON_E2E").is_none();
-    let kernels = std::env::var("PONTOON_E2E_KERNELS").unwrap_or_else(|_| "bookworm".into());
-    let mut trials = Vec::new();
-    for kernel in kernels.split(',') {
+    let mut trials = Trials::new(Lab::default());
+    for kernel in kernels() {
         for (name, test) in TESTS {
-            let (lab, spec) = (Arc::clone(&lab), kernel.to_owned());
-            let run = move || {
-                let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-                test(&mut lab, &spec)
-                    .or_else(|e| {
-                        if !lab.excused {
-                            return Err(e);
-                        }
-                        eprintln!("failed, once more: {e:#}");
-                        *lab = Lab::default();
-                        test(&mut lab, &spec)
-                    })
-                    .map_err(|e| Failed::from(format!("{e:#}")))
-            };
-            let trial = Trial::test(format!("{kernel}/{name}"), run);
-            trials.push(trial.with_ignored_flag(ignored));
+            let spec = kernel.clone();
+            trials.add(format!("{kernel}/{name}"), move |lab| test(lab, &spec), Lab::once_more);
         }
     }
-    if !ignored
-        && !arguments.list
-        && let Err(e) = pontoon::cleanup::on_signals(|| ())
-    {
-        eprintln!("signals: {e:#}");
-    }
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    // The host ends with the lab; `exit` would leave it running.
-    drop(lab);
-    conclusion.exit_code()
-}
-
-fn number(variable: &str, default: u32) -> Result<u32> {
-    match std::env::var(variable) {
-        Ok(value) => value.parse().with_context(|| variable.to_owned()),
-        Err(_) => Ok(default),
-    }
+    trials.run()
 }
 
 /// Where a guest's kernel runs.

@@ -1,7 +1,6 @@
 //! A whole Debian system with a network card, under the shim: an address for its own networkd by
 //! DHCP, packages for its own apt, and its own sshd.
 
-use crate::lab::{Lab, MEMORY_MIB, ended};
 use crate::native::{Test, mark};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::{Input, Machine};
@@ -10,6 +9,7 @@ use pontoon::outcome::Status;
 use pontoon_tests::dialogue::Dialogue;
 use pontoon_tests::files;
 use pontoon_tests::images::{Image, PATIENCE, Table};
+use pontoon_tests::lab::{Lab, MEMORY_MIB, ended};
 use pontoon_tests::net::{self, Network};
 use pontoon_tests::parts::{self, Running, run};
 use pontoon_tests::transcript::Transcript;

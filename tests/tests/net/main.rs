@@ -11,58 +11,29 @@
 //! after the other. The TAPs need root.
 
 mod debian;
-#[path = "../disks/lab.rs"]
-#[allow(dead_code, reason = "the disks' tests use all of it")]
-mod lab;
 mod native;
 mod pressure;
 mod xen;
 
-use lab::Lab;
-use libtest_mimic::{Arguments, Failed, Trial};
 use pontoon_tests::images::SUITES;
+use pontoon_tests::lab::Lab;
+use pontoon_tests::trials::{Trials, kernels};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
-    let lab = Arc::new(Mutex::new(Lab::default()));
-    let ignored = std::env::var_os("PONTOON_E2E").is_none();
-    let kernels = std::env::var("PONTOON_E2E_KERNELS").unwrap_or_else(|_| "bookworm".into());
-    let mut trials = Vec::new();
-    for kernel in kernels.split(',') {
+    let mut trials = Trials::new(Lab::default());
+    for kernel in kernels() {
         let tests = native::TESTS.into_iter().chain(xen::TESTS).chain(pressure::TESTS);
-        let systems = debian::TESTS.into_iter().filter(|_| SUITES.contains(&kernel));
+        let systems = debian::TESTS.into_iter().filter(|_| SUITES.contains(&kernel.as_str()));
         for (name, test) in tests.chain(systems) {
-            let (lab, spec) = (Arc::clone(&lab), kernel.to_owned());
-            let run = move || {
-                let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+            let spec = kernel.clone();
+            let run = move |lab: &mut Lab| {
                 // A second guest with networks in one emulated machine was seen not to start.
                 *lab = Lab::default();
-                test(&mut lab, &spec)
-                    .or_else(|e| {
-                        if !lab.excused {
-                            return Err(e);
-                        }
-                        eprintln!("failed, once more: {e:#}");
-                        *lab = Lab::default();
-                        test(&mut lab, &spec)
-                    })
-                    .map_err(|e| Failed::from(format!("{e:#}")))
+                test(lab, &spec)
             };
-            let trial = Trial::test(format!("{kernel}/{name}"), run);
-            trials.push(trial.with_ignored_flag(ignored));
+            trials.add(format!("{kernel}/{name}"), run, Lab::once_more);
         }
     }
-    if !ignored
-        && !arguments.list
-        && let Err(e) = pontoon::cleanup::on_signals(|| ())
-    {
-        eprintln!("signals: {e:#}");
-    }
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    // The host ends with the lab; `exit` would leave it running.
-    drop(lab);
-    conclusion.exit_code()
+    trials.run()
 }

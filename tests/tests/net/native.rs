@@ -1,12 +1,12 @@
 //! Debian's kernel with its hv_netvsc on hvhost.
 
-use crate::lab::{Lab, ended};
 use anyhow::{Context, Result, ensure};
 use hvhost::net::NetOptions;
 use hvhost::stats::Report;
 use pontoon::host::{Input, Machine};
 use pontoon::kernel::Kernel;
 use pontoon::outcome::{Outcome, Status};
+use pontoon_tests::lab::{Lab, ended};
 use pontoon_tests::net::{self, Network};
 use pontoon_tests::traffic::{self, Direction};
 use pontoon_tests::transcript::Transcript;

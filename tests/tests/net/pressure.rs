@@ -1,9 +1,9 @@
 //! Disk and network at once, in a guest whose memory is swapped out and in.
 
-use crate::lab::Lab;
 use crate::native::{Run, Test, mark, on_tap, place, prepared};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::Machine;
+use pontoon_tests::lab::Lab;
 use pontoon_tests::net::{self, Network};
 use std::fs::File;
 use std::time::Duration;

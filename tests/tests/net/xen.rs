@@ -1,10 +1,10 @@
 //! Debian's kernel with its xen-netfront, under the shim.
 
-use crate::lab::Lab;
 use crate::native::{Test, all_channels_used, mark, on_tap, on_user_network, place, prepared};
 use crate::pressure::under_pressure;
 use anyhow::{Result, ensure};
 use pontoon::host::Machine;
+use pontoon_tests::lab::Lab;
 use pontoon_tests::net::{self, Network};
 use std::fs;
 use std::os::unix::net::UnixListener;

@@ -1,23 +1,29 @@
-//! What the tests share.
+//! What tests of guests with disks, networks and load share.
 
+use crate::transcript::Transcript;
+use crate::trials::shown;
+use crate::{log, reference};
 use anyhow::{Context, Result, bail, ensure};
 use pontoon::cleanup::Scratch;
 use pontoon::host::{Host, Input, Machine, Under};
 use pontoon::kernel::Kernel;
 use pontoon::outcome::{Outcome, Status};
-use pontoon_tests::transcript::Transcript;
-use pontoon_tests::{log, reference};
 use std::path::PathBuf;
 
 /// Memory of the largest guest.
 pub const MEMORY_MIB: u64 = 1024;
 
-/// Processors guests under the shim have at least: `PONTOON_CPUS`.
-pub fn cpus() -> Result<u32> {
-    match std::env::var("PONTOON_CPUS") {
-        Ok(cpus) => cpus.parse().context("PONTOON_CPUS"),
-        Err(_) => Ok(1),
+/// The number that an environment variable gives.
+pub fn number(variable: &str, default: u32) -> Result<u32> {
+    match std::env::var(variable) {
+        Ok(value) => value.parse().with_context(|| variable.to_owned()),
+        Err(_) => Ok(default),
     }
+}
+
+/// Processors guests under the shim have at least.
+pub fn cpus() -> Result<u32> {
+    number("PONTOON_CPUS", 1)
 }
 
 /// The place guests run in, and one for files; made when first needed.
@@ -27,10 +33,19 @@ pub struct Lab {
     scratch: Option<Scratch>,
     /// The last guest ended as docs/testing.md says guests on emulated hosts now and
     /// then do, which is no verdict; every other failure is one.
-    pub excused: bool,
+    excused: bool,
 }
 
 impl Lab {
+    /// Whether a test that failed is no verdict; then the next one finds a new place.
+    pub fn once_more(&mut self) -> bool {
+        let excused = self.excused;
+        if excused {
+            *self = Self::default();
+        }
+        excused
+    }
+
     /// A file for this run of the tests.
     pub fn file(&mut self, name: &str) -> Result<PathBuf> {
         if self.scratch.is_none() {
@@ -68,13 +83,7 @@ impl Lab {
         input: &Input,
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<Outcome> {
-        let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
-        let mut output = |bytes: &[u8]| {
-            if show {
-                eprint!("{}", String::from_utf8_lossy(bytes));
-            }
-            output(bytes);
-        };
+        let mut output = shown(output);
         let outcome = self.host().and_then(|host| host.run(machine, input, &mut output));
         // No second try here: the guest's disks are no longer as they were.
         if outcome.is_err() {
@@ -119,7 +128,7 @@ pub fn ended(outcome: &Outcome, wanted: Status) -> Result<Transcript> {
 pub fn nothing_new(transcript: &Transcript, kernel: &Kernel, more: &str) -> Result<()> {
     let log = transcript.log.as_ref().context("no kernel log")?;
     let reference = reference::xen_log(kernel, "stress")?;
-    let list = format!("{}\n{more}", include_str!("../../e2e/dmesg-allow.txt"));
+    let list = format!("{}\n{more}", include_str!("../e2e/dmesg-allow.txt"));
     let allowed = log::parse_allow_list(&list).map_err(anyhow::Error::msg)?;
     let bad = log::unexplained(log, &reference, &allowed);
     ensure!(bad.is_empty(), "the kernel says what it does not under Xen:\n{}", bad.join("\n"));

@@ -1,0 +1,97 @@
+//! How tests that boot guests run: named at run time, one after the other, and only if asked for by
+//! `PONTOON_E2E=1`.
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The tests of a program, and what they share.
+pub struct Trials<S> {
+    arguments: Arguments,
+    shared: Arc<Mutex<S>>,
+    /// Nobody asked for guests.
+    ignored: bool,
+    trials: Vec<Trial>,
+}
+
+impl<S: Send + 'static> Trials<S> {
+    /// None yet. Signals end what tests have started.
+    pub fn new(shared: S) -> Self {
+        let mut arguments = Arguments::from_args();
+        // One host, one guest at a time.
+        arguments.test_threads = Some(1);
+        let ignored = std::env::var_os("PONTOON_E2E").is_none();
+        let shared = Arc::new(Mutex::new(shared));
+        let trials = Self { arguments, shared, ignored, trials: Vec::new() };
+        if trials.will_run()
+            && let Err(e) = pontoon::cleanup::on_signals(|| ())
+        {
+            eprintln!("signals: {e:#}");
+        }
+        trials
+    }
+
+    /// Whether any test is to run.
+    pub fn will_run(&self) -> bool {
+        !self.ignored && !self.arguments.list
+    }
+
+    /// What the tests share.
+    pub fn shared(&self) -> MutexGuard<'_, S> {
+        lock(&self.shared)
+    }
+
+    /// Adds a test. One that fails is tried once more if `again` says so, which makes what is shared
+    /// fit for that; docs/testing.md says what for.
+    pub fn add(
+        &mut self,
+        name: String,
+        test: impl Fn(&mut S) -> Result<()> + Send + 'static,
+        again: fn(&mut S) -> bool,
+    ) {
+        let shared = Arc::clone(&self.shared);
+        let run = move || {
+            let mut shared = lock(&shared);
+            test(&mut shared)
+                .or_else(|e| {
+                    if !again(&mut shared) {
+                        return Err(e);
+                    }
+                    eprintln!("failed, once more: {e:#}");
+                    test(&mut shared)
+                })
+                .map_err(|e| Failed::from(format!("{e:#}")))
+        };
+        self.trials.push(Trial::test(name, run).with_ignored_flag(self.ignored));
+    }
+
+    /// Runs those that the command line names.
+    pub fn run(self) -> ExitCode {
+        let conclusion = libtest_mimic::run(&self.arguments, self.trials);
+        // A host ends with what is shared; `exit` would leave it running.
+        drop(self.shared);
+        conclusion.exit_code()
+    }
+}
+
+fn lock<S>(shared: &Mutex<S>) -> MutexGuard<'_, S> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The kernels that `PONTOON_E2E_KERNELS` names, or Debian 12's.
+pub fn kernels() -> Vec<String> {
+    let chosen = std::env::var("PONTOON_E2E_KERNELS").unwrap_or_else(|_| "bookworm".into());
+    chosen.split(',').map(str::to_owned).collect()
+}
+
+/// `output`, printed as it comes, too, with `PONTOON_E2E_SHOW=1`.
+pub fn shown(mut output: impl FnMut(&[u8])) -> impl FnMut(&[u8]) {
+    let show = std::env::var_os("PONTOON_E2E_SHOW").is_some();
+    move |bytes| {
+        if show {
+            eprint!("{}", String::from_utf8_lossy(bytes));
+        }
+        output(bytes);
+    }
+}

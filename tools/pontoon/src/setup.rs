@@ -36,19 +36,13 @@ const TEST: &[Need] = &[
     need("cpio", "/usr/bin/cpio"),
     need("e2fsprogs", "/sbin/mke2fs"),
     need("fdisk", "/sbin/sfdisk"),
-    need("dosfstools", "/sbin/mkfs.vfat"),
-    need("mtools", "/usr/bin/mcopy"),
     need("fio", "/usr/bin/fio"),
-    need("qemu-utils", "/usr/bin/qemu-img"),
     need("mmdebstrap", "/usr/bin/mmdebstrap"),
     need("iproute2", "/sbin/ip"),
     need("ethtool", "/sbin/ethtool"),
     need("dnsmasq-base", "/usr/sbin/dnsmasq"),
     need("openssh-client", "/usr/bin/ssh"),
     need("iperf3", "/usr/bin/iperf3"),
-    need("grub-common", "/usr/bin/grub-mkimage"),
-    need("grub-pc-bin", "/usr/lib/grub/i386-pc/multiboot2.mod"),
-    need("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/multiboot2.mod"),
     need("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"),
     need("lvm2", "/sbin/lvm"),
     need("make", "/usr/bin/make"),
@@ -77,32 +71,32 @@ const ISO: &[Need] = &[
 
 /// Makes sure packs can be made.
 pub fn for_packing(medium: Medium) -> Result<()> {
-    ensure(PACK)?;
-    if medium != Medium::Vhdx {
-        ensure(GRUB)?;
-    }
-    if medium == Medium::Iso {
-        ensure(ISO)?;
-    }
+    ensure(match medium {
+        Medium::Vhdx => &[PACK],
+        Medium::Vhd => &[PACK, GRUB],
+        Medium::Iso => &[PACK, GRUB, ISO],
+    })?;
     for_building()
 }
 
 /// Makes sure guests can be run.
 pub fn for_running() -> Result<()> {
-    ensure(RUN)
+    ensure(&[RUN])
 }
 
 /// Makes sure the tests can be run, too.
 pub fn for_testing() -> Result<()> {
-    ensure(RUN)?;
-    ensure(TEST)?;
+    ensure(&[RUN, PACK, GRUB, ISO, TEST])?;
     rust_target()?;
     rust_components()
 }
 
-fn ensure(needs: &[Need]) -> Result<()> {
-    let missing: Vec<_> =
-        needs.iter().filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect();
+fn ensure(lists: &[&[Need]]) -> Result<()> {
+    let packages_missing = || -> Vec<_> {
+        let needs = lists.iter().copied().flatten();
+        needs.filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect()
+    };
+    let missing = packages_missing();
     if missing.is_empty() {
         return Ok(());
     }
@@ -119,8 +113,7 @@ fn ensure(needs: &[Need]) -> Result<()> {
             bail!("apt-get could not install {list}: {why}");
         }
     }
-    let still: Vec<_> =
-        needs.iter().filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect();
+    let still = packages_missing();
     if !still.is_empty() {
         bail!(
             "apt-get installed {}, yet their files are not where Debian has them",

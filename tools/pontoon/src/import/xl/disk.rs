@@ -1,6 +1,7 @@
 //! Disk specifications (xl-disk-configuration(5), `tools/libs/util/libxlu_disk_l.l`):
 //! parameters by name, flags, and up to four by their position, with xm's prefixes.
 
+use crate::qemu_img::Format;
 use anyhow::{Context, Result, bail, ensure};
 use pv_frontends::vbd::Vdev;
 
@@ -19,17 +20,6 @@ pub struct DiskSpec {
     pub cdrom: bool,
     /// Parameters that have no meaning outside of Xen's host, as they were given.
     pub left_out: Vec<String>,
-}
-
-/// How a file holds a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Its bytes as they are.
-    Raw,
-    /// qcow2.
-    Qcow2,
-    /// VHD.
-    Vhd,
 }
 
 /// Prefixes of targets that say how a host opened it, which is not asked here.

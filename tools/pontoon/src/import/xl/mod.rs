@@ -12,7 +12,6 @@ use super::host::Host;
 use super::{check_mode, pygrub_options};
 use crate::guest::{Guest, Mac, Nic};
 use crate::pack::plan::{Boot, Plan, PlannedDisk};
-use crate::qemu_img::Format;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use disk::DiskSpec;
 use syntax::{Setting, Value};
@@ -168,12 +167,7 @@ impl Config {
                 disks.iter().all(|other| other.vdev != spec.vdev),
                 "line {line}: there are two disks {name}"
             );
-            let format = match spec.format {
-                disk::Format::Raw => Format::Raw,
-                disk::Format::Qcow2 => Format::Qcow2,
-                disk::Format::Vhd => Format::Vhd,
-            };
-            let source = spec.target.as_deref().map(|target| host.disk(target, format));
+            let source = spec.target.as_deref().map(|target| host.disk(target, spec.format));
             let source = source.transpose().with_context(at)?;
             source.as_ref().map(Host::check).transpose().with_context(at)?;
             for word in spec.left_out {

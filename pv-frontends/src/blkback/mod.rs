@@ -248,9 +248,14 @@ impl<D: BlockDevice> Vbd<D> {
         let info = self.info();
         let (kicked, port) = {
             let mut queue = queue.lock();
-            let kicked = queue.run(env, &self.device, &info, hold);
+            let mut kicked = queue.run(env, &self.device, &info, hold);
             if queue.waits() {
                 self.unsettle(number);
+                if !kicked.held {
+                    // The device was busy. Had it room again before that was noted, nobody would
+                    // come back for what waits.
+                    kicked = queue.run(env, &self.device, &info, hold);
+                }
             }
             self.take_unsupported(&mut queue);
             (kicked, if queue.push() { queue.port() } else { None })

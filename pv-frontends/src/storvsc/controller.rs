@@ -120,8 +120,8 @@ impl Controller {
         let Some(queue) = queue else { return };
         for owner in queue.drain() {
             if let Owner::Unit(unit, tag) = owner {
-                unit.unsettle();
                 sink.completed(&unit, tag, Err(error));
+                unit.unsettle();
             }
         }
         queue.free(bus);
@@ -324,8 +324,8 @@ impl Controller {
                     Outcome::Failed(error) => Err(error),
                     Outcome::News(_) | Outcome::Busy => Err(IoError::Io),
                 };
-                unit.unsettle();
                 sink.completed(&unit, tag, result);
+                unit.unsettle();
             }
         }
     }

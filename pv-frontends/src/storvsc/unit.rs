@@ -119,12 +119,14 @@ impl Unit {
         self.present.store(false, Ordering::Relaxed);
     }
 
+    /// [`Sink::settled`](super::Sink::settled) is due. What it is about has been done before: another
+    /// processor may take this at once, and then does all there is.
     pub(super) fn unsettle(&self) {
-        self.unsettled.store(true, Ordering::Relaxed);
+        self.unsettled.store(true, Ordering::Release);
     }
 
     pub(super) fn take_unsettled(&self) -> bool {
-        self.unsettled.load(Ordering::Relaxed) && self.unsettled.swap(false, Ordering::Relaxed)
+        self.unsettled.load(Ordering::Relaxed) && self.unsettled.swap(false, Ordering::AcqRel)
     }
 
     /// Hands a request to the host; see [`BlockDevice::submit`]. `queue` picks the channel.

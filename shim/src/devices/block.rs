@@ -135,7 +135,7 @@ impl Sink for Units {
 
 fn settle_one(env: &Env<'_, Shim<'_>>, disk: &Disk) {
     if disk.vbd.settle(env, &Access(env)) {
-        AGAIN.store(true, Ordering::Relaxed);
+        AGAIN.store(true, Ordering::Release);
     }
 }
 
@@ -173,7 +173,7 @@ pub(super) fn kicked(env: &Env<'_, Shim<'_>>, port: u16) -> Kicked {
 pub(super) fn release(env: &Env<'_, Shim<'_>>, port: u16) {
     let (index, queue) = of_port(port);
     if disk(index).is_some_and(|disk| disk.vbd.kicked(env, queue)) {
-        AGAIN.store(true, Ordering::Relaxed);
+        AGAIN.store(true, Ordering::Release);
     }
 }
 
@@ -182,7 +182,7 @@ pub(super) fn frontend_changed(env: &Env<'_, Shim<'_>>, index: u16) {
     if let Some(disk) = disk(index) {
         disk.vbd.frontend_changed(env, &Access(env));
         if disk.vbd.is_unsettled() {
-            AGAIN.store(true, Ordering::Relaxed);
+            AGAIN.store(true, Ordering::Release);
         }
     }
     reap(env);
@@ -195,7 +195,7 @@ pub(super) fn has_more() -> bool {
 
 /// Goes on with vbds that were not done. Whether some still are not.
 pub(super) fn again(env: &Env<'_, Shim<'_>>) -> bool {
-    if AGAIN.load(Ordering::Relaxed) && AGAIN.swap(false, Ordering::Relaxed) {
+    if AGAIN.load(Ordering::Relaxed) && AGAIN.swap(false, Ordering::AcqRel) {
         each(None, |disk| settle_one(env, disk));
     }
     AGAIN.load(Ordering::Relaxed)

@@ -107,6 +107,20 @@ fn back_pressure() {
     assert_eq!(front.responses(&mut w).len(), 1);
 }
 
+/// The device has room again before it is noted that somebody waits for that: its word came too
+/// early, and nobody else gives one.
+#[test]
+fn room_at_once() {
+    let (mut w, mut front) = connected(disk(1024));
+    let page = whole(&mut w);
+    (w.vbd.device().state().room, w.vbd.device().state().room_next) = (0, 1);
+    front.transfer(&mut w, BlkifOp::READ, 0, &[page], false);
+    front.flush(&w);
+    assert_eq!(w.vbd.device().state().pending.len(), 1);
+    w.drain();
+    assert_eq!(front.responses(&mut w).len(), 1);
+}
+
 /// All slots taken: the rest stays in the ring until some are free, without another notification.
 #[test]
 fn more_requests_than_slots() {

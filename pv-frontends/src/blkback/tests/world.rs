@@ -113,6 +113,8 @@ pub struct DeviceState {
     pub log: Vec<Given>,
     /// Takes no more than so many at once.
     pub room: usize,
+    /// There is so much as soon as a submission has found too little.
+    pub room_next: usize,
     /// Fails the next submissions at once, or the next completions.
     pub fail_submit: VecDeque<IoError>,
     pub fail: VecDeque<IoError>,
@@ -152,6 +154,7 @@ impl FakeDevice {
             pending: VecDeque::new(),
             log: Vec::new(),
             room: usize::MAX,
+            room_next: 0,
             fail_submit: VecDeque::new(),
             fail: VecDeque::new(),
             bad: 0..0,
@@ -173,6 +176,7 @@ impl BlockDevice for FakeDevice {
         let mut state = self.state();
         check(&state.info, io);
         if state.pending.len() >= state.room {
+            state.room = state.room.max(state.room_next);
             return Submitted::Busy;
         }
         if let Some(error) = state.fail_submit.pop_front() {

@@ -31,6 +31,8 @@ struct Notes {
     removed: Mutex<Vec<u8>>,
     completed: Mutex<Vec<(u64, IoResult)>>,
     settled: Mutex<usize>,
+    /// Completions since something settled last.
+    open: Mutex<usize>,
 }
 
 impl Sink for Notes {
@@ -43,12 +45,19 @@ impl Sink for Notes {
     fn removed(&self, unit: &Arc<Unit>) {
         assert!(self.units.lock().remove(&unit.address().lun).is_some());
         self.removed.lock().push(unit.address().lun);
+        *self.open.lock() = 0;
     }
-    fn completed(&self, _: &Arc<Unit>, tag: Tag, result: IoResult) {
+    fn completed(&self, unit: &Arc<Unit>, tag: Tag, result: IoResult) {
+        // Another processor settles just before: that is not about this completion.
+        if unit.take_unsettled() {
+            self.settled(unit);
+        }
         self.completed.lock().push((tag.0, result));
+        *self.open.lock() += 1;
     }
     fn settled(&self, _: &Arc<Unit>) {
         *self.settled.lock() += 1;
+        *self.open.lock() = 0;
     }
 }
 
@@ -86,6 +95,7 @@ impl Bench {
 
     fn run(&mut self) {
         self.host.run(&self.bus);
+        assert_eq!(*self.notes.open.lock(), 0, "completions that nobody settles");
     }
 
     fn disk(&self, lun: u8) -> Disk<Arc<VmBus<Fake>>> {

@@ -288,7 +288,7 @@ fn each(mut f: impl FnMut(&Interface)) {
 
 fn settle(env: &Env<'_, Shim<'_>>, interface: &Interface) {
     if interface.vif.settled(env, &Access(env)) {
-        AGAIN.store(true, Ordering::Relaxed);
+        AGAIN.store(true, Ordering::Release);
     }
 }
 
@@ -310,7 +310,7 @@ pub(super) fn kicked(env: &Env<'_, Shim<'_>>, port: u16) -> Kicked {
 pub(super) fn release(env: &Env<'_, Shim<'_>>, port: u16) {
     let Some(interface) = of_index(of_port(port)) else { return };
     if interface.vif.kicked(env, port) {
-        AGAIN.store(true, Ordering::Relaxed);
+        AGAIN.store(true, Ordering::Release);
     }
     settle_if_due(env, &interface);
 }
@@ -338,7 +338,7 @@ pub(super) fn next_ns() -> u64 {
 
 /// Goes on with vifs that were not done, or whose time has come. Whether some still are not done.
 pub(super) fn again(env: &Env<'_, Shim<'_>>) -> bool {
-    let is_more = AGAIN.load(Ordering::Relaxed) && AGAIN.swap(false, Ordering::Relaxed);
+    let is_more = AGAIN.load(Ordering::Relaxed) && AGAIN.swap(false, Ordering::AcqRel);
     let now = time::now_ns();
     each(|interface| {
         if interface.vif.deadline().is_some_and(|deadline| deadline <= now) {

@@ -63,11 +63,9 @@ pub fn run(options: &Options) -> Result<()> {
         skip: if options.matrix { Vec::new() } else { vec!["load".into(), "native-8".into()] },
         ..disks::Options::default()
     })?;
-    // `load` is in the matrix only: docs/testing.md says why.
     load::load(&load::Options {
         kernel: options.matrix.then(|| DISK_KERNELS.into()),
         skip: vec!["native".into()],
-        filter: (!options.matrix).then(|| "clocks".into()),
         ..load::Options::default()
     })?;
     // The others take minutes each.

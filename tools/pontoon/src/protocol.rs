@@ -90,7 +90,14 @@ pub fn send(out: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> 
 /// Reads one frame; `None` at the end of the stream.
 pub fn receive(from: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
     let mut kind = [0];
-    if from.read(&mut kind)? == 0 {
+    // As `read_exact` does, which cannot tell the end from half a frame.
+    let count = loop {
+        match from.read(&mut kind) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    if count == 0 {
         return Ok(None);
     }
     let mut len = [0; 4];

@@ -54,6 +54,13 @@ pub(super) struct Controller {
     pub bogus: AtomicU64,
 }
 
+/// A request ended. [`Sink::settled`] is due after that, not before: another processor may call it at
+/// once, and then nobody does for this request.
+fn complete<S: Sink>(sink: &S, unit: &Arc<Unit>, tag: Tag, result: IoResult) {
+    sink.completed(unit, tag, result);
+    unit.unsettle();
+}
+
 impl Controller {
     pub(super) fn new(offer: OfferChannel, machine: Machine) -> Self {
         Self {
@@ -120,8 +127,7 @@ impl Controller {
         let Some(queue) = queue else { return };
         for owner in queue.drain() {
             if let Owner::Unit(unit, tag) = owner {
-                sink.completed(&unit, tag, Err(error));
-                unit.unsettle();
+                complete(sink, &unit, tag, Err(error));
             }
         }
         queue.free(bus);
@@ -324,8 +330,7 @@ impl Controller {
                     Outcome::Failed(error) => Err(error),
                     Outcome::News(_) | Outcome::Busy => Err(IoError::Io),
                 };
-                sink.completed(&unit, tag, result);
-                unit.unsettle();
+                complete(sink, &unit, tag, result);
             }
         }
     }

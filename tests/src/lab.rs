@@ -1,22 +1,26 @@
 //! What tests of guests with disks, networks and load share.
 
 use crate::transcript::Transcript;
-use crate::trials::shown;
+use crate::trials::{choose_host, shown};
 use crate::{log, reference};
 use anyhow::{Context, Result, bail, ensure};
 use pontoon::cleanup::Scratch;
-use pontoon::host::{Host, Input, Machine, Under};
+use pontoon::host::{Host, Input, Machine};
 use pontoon::kernel::Kernel;
 use pontoon::outcome::{Outcome, Status};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Memory of the largest guest.
 pub const MEMORY_MIB: u64 = 1024;
 
 /// The number that an environment variable gives.
-pub fn number(variable: &str, default: u32) -> Result<u32> {
+pub fn number<T>(variable: &str, default: T) -> Result<T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
     match std::env::var(variable) {
-        Ok(value) => value.parse().with_context(|| variable.to_owned()),
+        Ok(text) => text.parse().with_context(|| format!("{variable}={text}")),
         Err(_) => Ok(default),
     }
 }
@@ -95,15 +99,7 @@ impl Lab {
 
     fn host(&mut self) -> Result<&mut Host> {
         if self.host.is_none() {
-            let under = match std::env::var("PONTOON_E2E_UNDER").unwrap_or_default().as_str() {
-                "" | "auto" => Under::Auto,
-                "kvm" => Under::Kvm,
-                "nested" => Under::Nested,
-                other => bail!("PONTOON_E2E_UNDER={other}: auto, kvm or nested"),
-            };
-            let (host, why) = Host::choose(under, MEMORY_MIB)?;
-            eprintln!("{why}");
-            self.host = Some(host);
+            self.host = Some(choose_host(MEMORY_MIB, false)?);
         }
         self.host.as_mut().context("a host")
     }

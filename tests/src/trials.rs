@@ -1,8 +1,9 @@
 //! How tests that boot guests run: named at run time, one after the other, and only if asked for by
 //! `PONTOON_E2E=1`.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use libtest_mimic::{Arguments, Failed, Trial};
+use pontoon::host::{Host, Under};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -83,6 +84,22 @@ fn lock<S>(shared: &Mutex<S>) -> MutexGuard<'_, S> {
 pub fn kernels() -> Vec<String> {
     let chosen = std::env::var("PONTOON_E2E_KERNELS").unwrap_or_else(|_| "bookworm".into());
     chosen.split(',').map(str::to_owned).collect()
+}
+
+/// The place that `PONTOON_E2E_UNDER` names, for guests of so much memory. Plain QEMU, which has nothing of
+/// Hyper-V's, only where the tests can do without.
+pub fn choose_host(memory_mib: u64, or_qemu: bool) -> Result<Host> {
+    let under = match std::env::var("PONTOON_E2E_UNDER").unwrap_or_default().as_str() {
+        "" | "auto" => Under::Auto,
+        "kvm" => Under::Kvm,
+        "nested" => Under::Nested,
+        "qemu" if or_qemu => Under::Qemu,
+        other if or_qemu => bail!("PONTOON_E2E_UNDER={other}: auto, kvm, nested or qemu"),
+        other => bail!("PONTOON_E2E_UNDER={other}: auto, kvm or nested"),
+    };
+    let (host, why) = Host::choose(under, memory_mib)?;
+    eprintln!("{why}");
+    Ok(host)
 }
 
 /// `output`, printed as it comes, too, with `PONTOON_E2E_SHOW=1`.

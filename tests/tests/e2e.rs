@@ -20,7 +20,7 @@ use pontoon::host::{Host, Input, Machine, Under};
 use pontoon::kernel::Kernel;
 use pontoon::outcome::{Outcome, Status};
 use pontoon_tests::transcript::Transcript;
-use pontoon_tests::trials::{Trials, shown};
+use pontoon_tests::trials::{Trials, choose_host, shown};
 use pontoon_tests::{KERNELS, guests, log, reference};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -246,16 +246,7 @@ impl Lab {
     /// The place guests run in.
     fn host(&mut self) -> Result<&mut Host> {
         if self.host.is_none() {
-            let under = match std::env::var("PONTOON_E2E_UNDER").unwrap_or_default().as_str() {
-                "" | "auto" => Under::Auto,
-                "kvm" => Under::Kvm,
-                "nested" => Under::Nested,
-                "qemu" => Under::Qemu,
-                other => bail!("PONTOON_E2E_UNDER={other}: auto, kvm, nested or qemu"),
-            };
-            let (host, why) = Host::choose(under, 2 * MEMORY_MIB)?;
-            eprintln!("{why}");
-            self.host = Some(host);
+            self.host = Some(choose_host(2 * MEMORY_MIB, true)?);
         }
         self.host.as_mut().context("a host")
     }

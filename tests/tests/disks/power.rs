@@ -7,7 +7,7 @@
 use crate::small::guest;
 use anyhow::{Context, Result, ensure};
 use pontoon::outcome::Status;
-use pontoon_tests::lab::Lab;
+use pontoon_tests::lab::{Lab, number};
 use pontoon_tests::parts::{self, run};
 use pontoon_tests::records::{self, BYTES, PER_FILE, PLACES};
 use std::collections::hash_map::RandomState;
@@ -33,10 +33,7 @@ fn random(below: u64) -> u64 {
 
 /// One cut after the other, on the same disks.
 pub fn cuts(lab: &mut Lab, spec: &str) -> Result<()> {
-    let cuts = match std::env::var("PONTOON_DISKS_CUTS") {
-        Ok(text) => text.parse().with_context(|| format!("PONTOON_DISKS_CUTS={text}"))?,
-        Err(_) => CUTS,
-    };
+    let cuts = number("PONTOON_DISKS_CUTS", CUTS)?;
     let (files, raw) = (lab.file("files.img")?, lab.file("raw.img")?);
     parts::ext4(&files, 64, None)?;
     fs::File::create(&raw)?.set_len(PLACES * BYTES as u64)?;

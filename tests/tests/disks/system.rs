@@ -8,7 +8,7 @@ use pontoon::kernel::Kernel;
 use pontoon::outcome::Status;
 use pontoon_tests::dialogue::Dialogue;
 use pontoon_tests::images::{Image, PATIENCE, SUITES, Table};
-use pontoon_tests::lab::{Lab, MEMORY_MIB, ended, nothing_new};
+use pontoon_tests::lab::{Lab, MEMORY_MIB, ended, nothing_new, number};
 use pontoon_tests::parts::{self, run};
 use pontoon_tests::transcript::Transcript;
 use std::fs::{self, File};
@@ -100,10 +100,7 @@ pub fn whole_life(lab: &mut Lab, image: &Image) -> Result<()> {
 /// fio with checksums on the system's own disk, and a large file copied to another and
 /// read back: gigabytes, if asked for.
 pub fn load(lab: &mut Lab, image: &Image) -> Result<()> {
-    let mib = match std::env::var("PONTOON_DISKS_COPY_MIB") {
-        Ok(text) => text.parse().with_context(|| format!("PONTOON_DISKS_COPY_MIB={text}"))?,
-        Err(_) => COPY_MIB,
-    };
+    let mib = number("PONTOON_DISKS_COPY_MIB", COPY_MIB)?;
     let disk = System::new(lab, image)?;
     let [tools, source, copy] = ["tools.img", "source.img", "copy.img"].map(|name| lab.file(name));
     let (tools, source, copy) = (tools?, source?, copy?);

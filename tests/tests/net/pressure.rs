@@ -3,7 +3,7 @@
 use crate::native::{Run, Test, mark, on_tap, place, prepared};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::Machine;
-use pontoon_tests::lab::Lab;
+use pontoon_tests::lab::{Lab, number};
 use pontoon_tests::net::{self, Network};
 use std::fs::File;
 use std::time::Duration;
@@ -26,10 +26,7 @@ fn native(lab: &mut Lab, spec: &str) -> Result<()> {
 
 /// Runs a guest that does `pressure`; what stood still for too long.
 pub fn under_pressure(lab: &mut Lab, mut machine: Machine, run: Run) -> Result<Vec<String>> {
-    let seconds = match std::env::var("PONTOON_NET_PRESSURE") {
-        Ok(seconds) => seconds.parse().context("PONTOON_NET_PRESSURE")?,
-        Err(_) => SECONDS,
-    };
+    let seconds = number("PONTOON_NET_PRESSURE", SECONDS)?;
     let network = Network::new()?;
     machine.memory_mib = MEMORY_MIB;
     machine.timeout = Some(LIMIT + Duration::from_secs(seconds));

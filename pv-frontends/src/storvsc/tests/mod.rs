@@ -1,144 +1,23 @@
 //! Controllers against a host of plain memory.
 
+mod bench;
 mod host;
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use bench::{Bench, Notes, PRIMARY, segment};
 use host::{Fault, Host, Medium};
 use hv_abi::scsi::{AdditionalSense, Opcode, SenseKey};
 use hv_abi::storvsc::Version;
 use hv_abi::vmbus::offer::interface;
-use spin::Mutex;
-use translate::platform::PageWords;
-use xen_abi::Mfn;
 
 use super::*;
-use crate::blkback::{
-    BlockDevice, Io, IoError, IoResult, Operation as Op, Segment, Submitted, Tag,
-};
+use crate::blkback::{BlockDevice, Io, IoError, Operation as Op, Submitted, Tag};
 use crate::vmbus::fake::Fake;
-use crate::vmbus::{Driver, Hypervisor, VmBus};
-
-/// Writes down what it is told.
-#[derive(Debug, Default)]
-struct Notes {
-    units: Mutex<BTreeMap<u8, Arc<Unit>>>,
-    changed: Mutex<Vec<u8>>,
-    removed: Mutex<Vec<u8>>,
-    completed: Mutex<Vec<(u64, IoResult)>>,
-    settled: Mutex<usize>,
-    /// Completions since something settled last.
-    open: Mutex<usize>,
-}
-
-impl Sink for Notes {
-    fn added(&self, unit: &Arc<Unit>) {
-        assert!(self.units.lock().insert(unit.address().lun, Arc::clone(unit)).is_none());
-    }
-    fn changed(&self, unit: &Arc<Unit>) {
-        self.changed.lock().push(unit.address().lun);
-    }
-    fn removed(&self, unit: &Arc<Unit>) {
-        assert!(self.units.lock().remove(&unit.address().lun).is_some());
-        self.removed.lock().push(unit.address().lun);
-        *self.open.lock() = 0;
-    }
-    fn completed(&self, unit: &Arc<Unit>, tag: Tag, result: IoResult) {
-        // Another processor settles just before: that is not about this completion.
-        if unit.take_unsettled() {
-            self.settled(unit);
-        }
-        self.completed.lock().push((tag.0, result));
-        *self.open.lock() += 1;
-    }
-    fn settled(&self, _: &Arc<Unit>) {
-        *self.settled.lock() += 1;
-        *self.open.lock() = 0;
-    }
-}
-
-struct Bench {
-    host: Host,
-    fake: Fake,
-    notes: Arc<Notes>,
-    driver: Arc<StorVsc<Arc<Notes>>>,
-    bus: Arc<VmBus<Fake>>,
-}
-
-const PRIMARY: u32 = 5;
-
-impl Bench {
-    fn new(config: Config, version: Version, media: Vec<(u8, Medium)>) -> Self {
-        let fake = Fake::default();
-        let notes = Arc::new(Notes::default());
-        let driver = Arc::new(StorVsc::new(Arc::clone(&notes), config));
-        let drivers: Box<[Arc<dyn Driver<Fake>>]> = Box::new([Arc::clone(&driver) as _]);
-        let bus = Arc::new(VmBus::new(fake.clone(), drivers));
-        let mut host = Host::new(fake.clone(), version);
-        host.media.extend(media);
-        host.server.offer(PRIMARY, interface::SCSI, 1, 0);
-        bus.connect();
-        Self { host, fake, notes, driver, bus }
-    }
-
-    /// Initialized and scanned, with one disk at 0.
-    fn ready() -> Self {
-        let mut bench = Self::new(Config::default(), Version::V6_2, vec![(0, Medium::disk(4096))]);
-        bench.run();
-        assert!(bench.driver.is_settled());
-        bench
-    }
-
-    fn run(&mut self) {
-        self.host.run(&self.bus);
-        assert_eq!(*self.notes.open.lock(), 0, "completions that nobody settles");
-    }
-
-    fn disk(&self, lun: u8) -> Disk<Arc<VmBus<Fake>>> {
-        let unit = Arc::clone(self.notes.units.lock().get(&lun).expect("the unit was added"));
-        Disk::new(Arc::clone(&self.bus), unit)
-    }
-
-    /// A guest's page.
-    fn page(&self) -> (u64, &'static PageWords) {
-        let page = self.fake.allocate::<PageWords>().expect("there is memory");
-        (page.gpfn, page.view)
-    }
-
-    fn completed(&self) -> Vec<(u64, IoResult)> {
-        core::mem::take(&mut *self.notes.completed.lock())
-    }
-
-    /// Submits, lets the host work, and gives the result.
-    fn io(&mut self, operation: Op, sector: u64, segments: &[Segment]) -> IoResult {
-        let disk = self.disk(0);
-        let io = Io { operation, sector, segments };
-        match disk.submit(0, &io, Tag(77)) {
-            Submitted::Accepted => {}
-            Submitted::Failed(error) => return Err(error),
-            Submitted::Busy => panic!("busy"),
-        }
-        disk.commit(0);
-        self.run();
-        let completed = self.completed();
-        assert_eq!(completed.len(), 1, "{completed:?}");
-        assert_eq!(completed[0].0, 77);
-        completed[0].1
-    }
-
-    fn pass(&mut self, ns: u64) {
-        self.fake.advance(ns);
-        self.run();
-    }
-}
-
-const fn segment(gpfn: u64, offset: u16, len: u16) -> Segment {
-    Segment { gpfn: Mfn(gpfn), offset, len }
-}
+use crate::vmbus::{Driver, VmBus};
 
 const SECOND: u64 = 1_000_000_000;
 

@@ -1,10 +1,15 @@
 //! Children and temporary directories, known in one place so that a command
 //! that is interrupted leaves nothing behind.
+//!
+//! Whoever leaves by [`exit`] keeps the list's lock to the end: what the rest of
+//! the program makes of a child that was killed or a directory that is gone waits
+//! at that lock, and neither its error nor its status is ever seen.
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[derive(Default)]
@@ -26,12 +31,18 @@ pub struct Reaper {
 }
 
 impl Reaper {
-    /// Takes responsibility for `child`.
-    #[must_use]
-    pub fn new(child: Child) -> Self {
+    /// Starts a child.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn spawn(command: &mut Command) -> Result<Self> {
+        let mut ours = ours();
+        let child = command.spawn().with_context(|| {
+            format!("{} cannot be run", command.get_program().to_string_lossy())
+        })?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        ours().children.extend(pid);
-        Self { child, pid }
+        ours.children.extend(pid);
+        Ok(Self { child, pid })
     }
 
     /// The child.
@@ -42,9 +53,11 @@ impl Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        // Off the list first: once waited for, the number may be somebody else's.
-        ours().children.retain(|&pid| Some(pid) != self.pid);
+        let mut ours = ours();
         let _ = self.child.kill();
+        // Off the list first: once waited for, the number may be somebody else's.
+        ours.children.retain(|&pid| Some(pid) != self.pid);
+        drop(ours);
         let _ = self.child.wait();
     }
 }
@@ -57,12 +70,14 @@ pub struct Scratch {
 impl Scratch {
     /// Makes a directory.
     pub fn new() -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("pontoon-")
-            .tempdir()
-            .context("no temporary directory can be made")?;
-        let path = dir.keep();
-        ours().dirs.push(path.clone());
+        Self::made(|| tempfile::Builder::new().prefix("pontoon-").tempdir())
+            .context("no temporary directory can be made")
+    }
+
+    fn made(make: impl FnOnce() -> io::Result<tempfile::TempDir>) -> io::Result<Self> {
+        let mut ours = ours();
+        let path = make()?.keep();
+        ours.dirs.push(path.clone());
         Ok(Self { path })
     }
 
@@ -80,11 +95,8 @@ impl Scratch {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
-        let dir = tempfile::Builder::new().prefix(".pontoon-").tempdir_in(parent);
-        let path =
-            dir.with_context(|| format!("nothing can be made in {}", parent.display()))?.keep();
-        ours().dirs.push(path.clone());
-        Ok(Self { path })
+        Self::made(|| tempfile::Builder::new().prefix(".pontoon-").tempdir_in(parent))
+            .with_context(|| format!("nothing can be made in {}", parent.display()))
     }
 
     /// Gives the directory, as it is, the name `target`: from now on it stays.
@@ -94,6 +106,7 @@ impl Scratch {
     pub fn publish(self, target: &Path) -> Result<()> {
         use std::os::unix::fs::PermissionsExt;
         let name = || target.display().to_string();
+        let _whole = ours();
         // Temporary directories are their owner's alone.
         let all = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(&self.path, all).with_context(name)?;
@@ -110,33 +123,36 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        ours().dirs.retain(|d| *d != self.path);
+        let mut ours = ours();
         let _ = std::fs::remove_dir_all(&self.path);
+        ours.dirs.retain(|d| *d != self.path);
     }
 }
 
-/// Ends all children and removes all directories: for a way out that runs no
-/// destructors.
-pub fn all() {
-    let ours = std::mem::take(&mut *ours());
-    for pid in ours.children {
+/// Ends the process from any thread, with no child and no directory left.
+pub fn exit(status: i32) -> ! {
+    let mut ours = ours();
+    for pid in ours.children.drain(..) {
         let _ = kill_process(pid, Signal::KILL);
     }
-    for dir in ours.dirs {
-        let _ = std::fs::remove_dir_all(dir);
+    for dir in ours.dirs.drain(..) {
+        // Other threads still run, and may make a file in what is being removed.
+        for _ in 0..10 {
+            let _ = std::fs::remove_dir_all(&dir);
+        }
     }
+    std::process::exit(status)
 }
 
 /// From now on, a signal that ends this process cleans up first: `before` is
-/// called, then [`all`].
+/// called, then [`exit`].
 pub fn on_signals(before: impl Fn() + Send + 'static) -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             before();
-            all();
-            std::process::exit(128 + signal);
+            exit(128 + signal);
         }
     });
     Ok(())

@@ -312,9 +312,8 @@ pub fn run_child(
     output: &mut dyn FnMut(&[u8]),
 ) -> Result<Outcome> {
     let began = Instant::now();
-    let program = command.get_program().to_string_lossy().into_owned();
-    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let mut reaper = Reaper::new(child.with_context(|| format!("{program} cannot be run"))?);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut reaper = Reaper::spawn(&mut command)?;
     let child = reaper.child();
     let (sender, pieces) = mpsc::channel();
     if let Some(stdout) = child.stdout.take() {

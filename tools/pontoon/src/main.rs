@@ -266,6 +266,5 @@ fn describe(boot: &Boot, work: &Path) -> Result<Machine> {
 /// behind.
 fn leave(status: i32) {
     tty::restore();
-    cleanup::all();
-    std::process::exit(status);
+    cleanup::exit(status);
 }

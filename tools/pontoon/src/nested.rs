@@ -104,12 +104,12 @@ impl Session {
         let control = dir.path().join("control");
         let mut command = qemu(&kernel.vmlinux()?, &initrd, &socket, &log, guest_mib + OWN_MIB);
         command.args(["-qmp", &format!("unix:{},server=on,wait=off", control.display())]);
-        let child = command
+        command
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(dir.path().join("qemu"))?);
-        let mut machine = Reaper::new(child.spawn().context("qemu-system-x86_64 cannot be run")?);
+        let mut machine = Reaper::spawn(&mut command)?;
         let deadline = Instant::now() + START_LIMIT;
         let stream = loop {
             if let Ok((stream, _)) = listener.accept() {

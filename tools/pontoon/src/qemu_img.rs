@@ -146,8 +146,8 @@ fn why(stdout: &[u8], stderr: &[u8], about: &Path) -> String {
 /// Runs it with a bar, if someone watches.
 fn with_progress(command: &mut Command, what: &str, about: &Path) -> Result<()> {
     let bar = bar(100, what)?;
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let mut reaper = Reaper::new(child.context("qemu-img cannot be run")?);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut reaper = Reaper::spawn(command)?;
     let (mut said, mut buffer) = (Vec::new(), [0; 256]);
     if let Some(mut out) = reaper.child().stdout.take() {
         while let Ok(count @ 1..) = out.read(&mut buffer) {

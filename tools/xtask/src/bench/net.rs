@@ -74,11 +74,21 @@ const PHASES: [Phase; 8] = [
     phase("tcp-down-1", "-R"),
     phase("tcp-up-8", "-P 8"),
     phase("tcp-down-8", "-P 8 -R"),
-    phase("udp-up-1", "-u -b 0 -l 64"),
-    phase("udp-down-1", "-u -b 0 -l 64 -R"),
-    phase("udp-up-8", "-u -b 0 -l 64 -P 8"),
-    phase("udp-down-8", "-u -b 0 -l 64 -P 8 -R"),
+    phase("udp-up-1", "-u -l 64"),
+    phase("udp-down-1", "-u -l 64 -R"),
+    phase("udp-up-8", "-u -l 64 -P 8"),
+    phase("udp-down-8", "-u -l 64 -P 8 -R"),
 ];
+
+/// Bits a second that each of the streams of datagrams is to send: all that the switch takes, or as fast
+/// as it goes. More than the switch takes would wait in queues, and arrive after the end.
+fn rate(words: &str, pps: Option<NonZeroU32>) -> String {
+    if !words.contains("-u") {
+        return String::new();
+    }
+    let streams = if words.contains("-P 8") { 8 } else { 1 };
+    format!("-b {}", pps.map_or(0, |pps| u64::from(pps.get()) * 64 * 8 / streams))
+}
 
 /// Measures natively and under the shim, and prints both beside each other.
 pub fn run(options: &Net) -> Result<()> {
@@ -202,8 +212,9 @@ fn init(options: &Net, phases: &[String], network: &Network, port: u16) -> Strin
     let (net, mtu, seconds) = (network.number, options.mtu, options.seconds);
     let server = if options.v6 { format!("fd5a:ce00:{net}::1") } else { format!("198.18.{net}.1") };
     let wanted = PHASES.iter().filter(|phase| phases.iter().any(|name| name == phase.name));
-    let lines: String =
-        wanted.map(|phase| format!("phase {} {}\n", phase.name, phase.words)).collect();
+    let lines: String = wanted
+        .map(|Phase { name, words }| format!("phase {name} {words} {}\n", rate(words, options.pps)))
+        .collect();
     format!(
         "#!/bin/sh
 mount -t proc proc /proc

@@ -13,6 +13,7 @@ pub mod crash;
 pub mod guest_os_id;
 pub mod guid;
 pub mod hypercall;
+pub mod keyboard;
 pub mod msr;
 pub mod netvsc;
 pub mod nt_status;

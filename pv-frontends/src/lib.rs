@@ -8,6 +8,7 @@ extern crate std;
 
 pub mod blkback;
 pub mod disk;
+pub mod keyboard;
 pub mod net;
 pub mod netback;
 pub mod netvsc;

@@ -1,8 +1,11 @@
-//! The console: a serial port where there is one, else the screen.
+//! The console: a serial port where there is one, else the screen. What is typed on the machine's own
+//! keyboard is input whichever it is.
 
 use boot_abi::Framebuffer;
 use translate::builder::cmdline::ConsoleDevice;
 
+use crate::cpu::Cpu;
+use crate::devices::keyboard;
 use crate::{screen, serial};
 
 /// Chooses the console. A serial port that was asked for and is not there is as good as none: what is
@@ -24,4 +27,10 @@ pub fn init(wanted: ConsoleDevice, layout: Option<&Framebuffer>) {
 pub fn write_bytes(bytes: &[u8]) {
     serial::write_bytes(bytes);
     screen::write_bytes(bytes);
+}
+
+/// Takes what came for it; how many bytes there were.
+pub fn read_bytes(cpu: &Cpu, into: &mut [u8]) -> usize {
+    let count = serial::read_bytes(into);
+    count + keyboard::read_bytes(cpu, into.get_mut(count..).unwrap_or_default())
 }

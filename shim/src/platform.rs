@@ -327,7 +327,7 @@ impl Host for Shim<'_> {
         crate::console::write_bytes(bytes);
     }
     fn console_read(&self, into: &mut [u8]) -> usize {
-        crate::serial::read_bytes(into)
+        crate::console::read_bytes(self.cpu, into)
     }
     fn kick_backend(&self, dom: &Domain, here: Here<'_>, backend: Backend) -> bool {
         crate::devices::kicked(self, dom, here, backend)

@@ -1,17 +1,19 @@
 //! The devices: the host's VMBus below, the guest's backends above.
 //!
-//! Disks: [`block`]; network cards: [`net`]. Everything runs with interrupts off, on the processor that the host or the guest called: a
+//! Disks: [`block`]; network cards: [`net`]; the window's [`keyboard`]. Everything runs with interrupts off, on the processor that the host or the guest called: a
 //! message or signal of the host's comes by the VMBus interrupt, a request of the guest's by an
 //! event channel, time-outs by the processor's timer. At boot, before there is a guest, the same
 //! functions are called in a loop.
 
 mod block;
+pub mod keyboard;
 mod net;
 mod search;
 mod store;
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
@@ -23,7 +25,7 @@ use pv_frontends::netvsc::NetVsc;
 use pv_frontends::storvsc::{self, StorVsc};
 use pv_frontends::vmbus::{Channel, Driver, Event, Lingering, Received, VmBus};
 use spin::Once;
-use translate::builder::cmdline::Options;
+use translate::builder::cmdline::{ConsoleDevice, Options};
 use translate::domain::Domain;
 use translate::evtchn::{Backend, Here};
 
@@ -36,8 +38,8 @@ use crate::mm::{frames, heap, pool};
 use crate::platform::Shim;
 use crate::{log, time};
 
-/// Pages for rings and what else the host and the shim share: 14 for a controller. Network cards
-/// add what they take.
+/// Pages for rings and what else the host and the shim share: 14 for a controller, 7 for a keyboard.
+/// Network cards add what they take.
 pub const POOL_PAGES: u64 = 256;
 /// Heap for devices to begin with: some 41 KiB for a channel of a controller, as much for one of a
 /// network card. It grows by what they take.
@@ -104,9 +106,12 @@ pub fn start(options: &Options<'_>, vcpus: u32) {
     let config = storvsc::Config { vps, max_sub_channels: others, ..Default::default() };
     let storage = Arc::new(StorVsc::new(block::Units, config));
     let network = Arc::new(NetVsc::new(net::Cards, net::config(vcpus)));
-    let drivers: [Arc<dyn Driver<Hv>>; _] =
-        [Arc::clone(&progress) as _, Arc::clone(&storage) as _, Arc::clone(&network) as _];
-    let bus = BUS.call_once(|| VmBus::new(Hv, Box::new(drivers)));
+    let mut drivers: Vec<Arc<dyn Driver<Hv>>> =
+        vec![Arc::clone(&progress) as _, Arc::clone(&storage) as _, Arc::clone(&network) as _];
+    if options.console != ConsoleDevice::None {
+        drivers.push(keyboard::start());
+    }
+    let bus = BUS.call_once(|| VmBus::new(Hv, drivers.into_boxed_slice()));
     bus.connect();
     let is_known =
         || progress.done.load(Ordering::Relaxed) && storage.is_settled() && network.is_settled();

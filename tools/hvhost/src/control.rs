@@ -4,6 +4,7 @@
 //! Each line is answered by `ok`, with the result behind it, or `error` and why;
 //! results of several lines end with an empty one.
 
+use crate::keyboard::{self, Keyboard};
 use crate::netvsp::Network;
 use crate::options::{At, Options};
 use crate::stats::Counters;
@@ -30,6 +31,8 @@ pub struct Target {
     pub storage: Option<Arc<Storage>>,
     /// Network adapters.
     pub network: Option<Arc<Network>>,
+    /// The keyboard.
+    pub keyboard: Option<Arc<Keyboard>>,
     /// Counters.
     pub counters: Arc<Counters>,
 }
@@ -96,12 +99,18 @@ fn command(line: &str, target: &Target) -> Result<String> {
     if line.trim() == "counters" {
         return Ok(serde_json::to_string(&target.counters.report("running", None))?);
     }
+    let verb = line.split_whitespace().next().unwrap_or_default();
+    if keyboard::VERBS.contains(&verb) {
+        let keyboard = target.keyboard.as_deref().context("this machine has no --keyboard")?;
+        return keyboard.command(line);
+    }
     let no_bus = "this machine has no VMBus";
     let storage = target.storage.as_deref().context(no_bus);
     let network = target.network.as_deref().context(no_bus);
     match line.trim() {
         "list" => {
-            let parts = [storage?.command("list")?, network?.list()];
+            let keyboard = target.keyboard.as_deref().map(Keyboard::list).unwrap_or_default();
+            let parts = [storage?.command("list")?, network?.list(), keyboard];
             Ok(parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n"))
         }
         line if line.starts_with("net-") => network?.command(line),
@@ -140,7 +149,7 @@ mod tests {
         let listener = listen(&path).unwrap();
         assert!(listen(&path).is_err(), "served");
         let peer = UnixStream::connect(&path).unwrap();
-        (&peer).write_all(b"list\nnonsense\ncounters\npower-cut x\n").unwrap();
+        (&peer).write_all(b"list\nnonsense\ncounters\npower-cut x\ntype x\n").unwrap();
         peer.shutdown(std::net::Shutdown::Write).unwrap();
         // The connection of the second attempt to listen comes first.
         for stream in listener.incoming().take(2) {
@@ -149,9 +158,11 @@ mod tests {
         let mut text = String::new();
         io::Read::read_to_string(&mut &peer, &mut text).unwrap();
         let report = text.strip_prefix(&"error this machine has no VMBus\n".repeat(2)).unwrap();
-        let (report, cut) = report.split_once('\n').unwrap();
+        let (report, rest) = report.split_once('\n').unwrap();
+        let (cut, typed) = rest.split_once('\n').unwrap();
         let report: Report = serde_json::from_str(report.strip_prefix("ok ").unwrap()).unwrap();
         assert!(cut.starts_with("error power-cut x: milliseconds"), "{cut}");
+        assert_eq!(typed, "error this machine has no --keyboard\n");
         assert_eq!(report.outcome, "running");
     }
 }

@@ -12,7 +12,8 @@
 //!                      ├── cpuid, features, msrs, synic   (what the guest sees of Hyper-V)
 //!                      ├── vcpu (one thread each) ── ports ── serial, rtc, pm ── ioapic
 //!                      ├── vmbus (one thread for each open channel) ──┬── storvsp
-//!                      │                                              └── netvsp ── net
+//!                      │                                              ├── netvsp ── net
+//!                      │                                              └── keyboard
 //!                      └── stats, exit
 //! ```
 
@@ -23,6 +24,7 @@ pub mod cpuid;
 pub mod exit;
 pub mod features;
 pub mod ioapic;
+pub mod keyboard;
 pub mod kvm_ext;
 pub mod machine;
 pub mod memory;

@@ -8,6 +8,7 @@ use crate::cpuid::{self, Shape};
 use crate::exit::Outcome;
 use crate::features::HvFeatures;
 use crate::ioapic::{IoApic, IrqLine, PINS};
+use crate::keyboard::Keyboard;
 use crate::kvm_ext::{stats_file, supported_hv_cpuid};
 use crate::memory::{self, KVM_IDENTITY_MAP, KVM_TSS, Memory};
 use crate::msrs::{self, CrashMsrs};
@@ -71,7 +72,10 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let ioapic = Arc::new(IoApic::new(Box::new(routing.clone()), counters.clone()));
     let [irq1, irq2] = COM_IRQ.map(|pin| IrqLine::new(ioapic.clone(), pin));
     let at = options.at.iter().map(|at| at.marker.clone());
-    let markers = options.marker.iter().cloned().chain(at).collect();
+    let mut markers: Vec<_> = options.marker.iter().cloned().chain(at).collect();
+    // A text may have several commands.
+    markers.sort();
+    markers.dedup();
     let com2 = Com::new(&options.com2, irq2, Vec::new(), counters.clone(), &events)?;
     let com1 = Com::new(&options.com1, irq1, markers, counters.clone(), &events)?;
     let features = hv.unwrap_or(HvFeatures::empty());
@@ -91,7 +95,11 @@ pub fn run(options: &Options) -> Result<Outcome> {
         Some(bus) => Some(Network::new(bus.clone(), &memory, options, &counters)?),
         None => None,
     };
-    let target = Target { storage: storage.clone(), network, counters: counters.clone() };
+    let keyboard = match &bus {
+        Some(bus) if options.keyboard => Some(Keyboard::new(bus.clone())?),
+        _ => None,
+    };
+    let target = Target { storage: storage.clone(), network, keyboard, counters: counters.clone() };
     control::start(options, &Arc::new(target))?;
     let shared = Arc::new(Shared {
         memory,

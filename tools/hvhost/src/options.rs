@@ -81,6 +81,9 @@ pub struct Options {
     /// `socket,path=PATH`, then `[,mac=…][,mtu=9000][,queues=N][,detached]`.
     #[arg(long, value_name = "BACKEND[,…]")]
     pub net: Vec<NetOptions>,
+    /// Offer a keyboard; the commands `type` and `key` type on it.
+    #[arg(long)]
+    pub keyboard: bool,
     /// Have signals come through the monitor page.
     #[arg(long)]
     pub vmbus_monitor: bool,
@@ -137,6 +140,11 @@ impl Options {
         }
         if !self.net.is_empty() && !features.has_vmbus(self.openvmm_like) {
             bail!("networks need VMBus, which needs the features hypercall, synic and messages");
+        }
+        if self.keyboard && !features.has_vmbus(self.openvmm_like) {
+            bail!(
+                "the keyboard needs VMBus, which needs the features hypercall, synic and messages"
+            );
         }
         if self.net.len() > ADAPTERS_MAX {
             bail!("--net: at most {ADAPTERS_MAX}");
@@ -344,6 +352,7 @@ mod tests {
             &["--disk", "a", "--no-hyperv"],
             &["--disk", "a", "--hv-without", "messages"],
             &["--net", "user", "--hv-without", "synic"],
+            &["--keyboard", "--no-hyperv"],
             &["--disk", "a,scsi=0:0", "--disk", "b,scsi=0:0"],
             &["--scsi-controllers", "9"],
             &["--door", "linux64", "--module", "m"],

@@ -29,6 +29,8 @@ use std::time::Duration;
 
 #[path = "e2e/disk.rs"]
 mod disk;
+#[path = "e2e/keyboard.rs"]
+mod keyboard;
 #[path = "e2e/smp.rs"]
 mod smp;
 
@@ -56,7 +58,9 @@ fn main() -> ExitCode {
         }
         for (name, test) in NATIVE {
             // An older kernel adds nothing there.
-            if name.starts_with("disk") && !KERNELS.contains(&kernel.as_str()) {
+            if name.starts_with("disk") && !KERNELS.contains(&kernel.as_str())
+                || !takes_all && kernel != ONE_KERNEL && OF_ONE_KERNEL.contains(&name)
+            {
                 continue;
             }
             add(format!("{kernel}/native/{name}"), test, kernel, &[]);
@@ -77,12 +81,13 @@ fn main() -> ExitCode {
 
 type Test = fn(&mut Lab, &str, &[String]) -> Result<()>;
 
-const TESTS: [(&str, Test); 12] = [
+const TESTS: [(&str, Test); 13] = [
     ("stress", stress),
     ("timers", timers),
     ("reboot", reboot),
     ("crash", crash),
     ("shell", shell),
+    ("keyboard", keyboard::under_shim),
     ("smp-2", smp::two),
     ("smp-4", smp::four),
     ("smp-ends", smp::ends),
@@ -92,15 +97,16 @@ const TESTS: [(&str, Test); 12] = [
     ("smp-tsc", smp::other_tsc),
 ];
 /// Tests of what the shim does whatever the kernel: with one, unless kernels were chosen.
-const OF_ONE_KERNEL: [&str; 6] =
-    ["smp-2", "smp-ends", "smp-fewer", "smp-missing", "smp-offline", "smp-tsc"];
+const OF_ONE_KERNEL: [&str; 7] =
+    ["keyboard", "smp-2", "smp-ends", "smp-fewer", "smp-missing", "smp-offline", "smp-tsc"];
 const ONE_KERNEL: &str = "bookworm";
-const NATIVE: [(&str, Test); 5] = [
+const NATIVE: [(&str, Test); 6] = [
     ("detect", native_detect),
     ("withheld", native_withheld),
     ("reboot", native_reboot),
     ("disk", disk::native),
     ("disk-like-openvmm", disk::like_openvmm),
+    ("keyboard", keyboard::native),
 ];
 
 /// Kernels of `tests/guests/tiny`, each its own judge.
@@ -153,8 +159,8 @@ impl Set {
             // They boot, keep time and power off. The full host runs them as part of the stress
             // program.
             ("timers", _) => !self.without.is_empty(),
-            // Without crash registers it ends otherwise, which "crash" looks at.
-            ("smp-ends" | "smp-tsc", None) => self.without.is_empty(),
+            // Without crash registers it ends otherwise, which "crash" looks at; keyboards need VMBus.
+            ("keyboard" | "smp-ends" | "smp-tsc", None) => self.without.is_empty(),
             (_, None) => true,
             ("reboot", Some(feature)) => feature == HvFeatures::RESET,
             ("crash", Some(feature)) => feature == HvFeatures::CRASH,

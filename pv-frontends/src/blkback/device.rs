@@ -151,9 +151,9 @@ impl DeviceInfo {
 pub trait BlockDevice: Sync {
     /// What it is, as of now.
     fn info(&self) -> DeviceInfo;
-    /// Hands a request over. `queue` is the vbd's queue it came by: requests of different queues
-    /// may go different ways, those of one queue are started in order.
-    fn submit(&self, queue: u32, io: &Io<'_>, tag: Tag) -> Submitted;
-    /// The last of a batch has been submitted: tell the host if it has to be told.
-    fn commit(&self, queue: u32);
+    /// Hands a request over, to be started before, after or beside others. `vcpu` is the one that
+    /// the frontend has told of completions: one that ends there takes no interrupt more.
+    fn submit(&self, vcpu: u32, io: &Io<'_>, tag: Tag) -> Submitted;
+    /// The last of a batch for this vCPU has been submitted: tell the host if it has to be told.
+    fn commit(&self, vcpu: u32);
 }

@@ -51,8 +51,8 @@ impl<D: BlockDevice> BlockDevice for Part<D> {
         DeviceInfo { sectors, discard, ..info }
     }
 
-    fn submit(&self, queue: u32, io: &Io<'_>, tag: Tag) -> Submitted {
-        let Some(extent) = self.extent else { return self.device.submit(queue, io, tag) };
+    fn submit(&self, vcpu: u32, io: &Io<'_>, tag: Tag) -> Submitted {
+        let Some(extent) = self.extent else { return self.device.submit(vcpu, io, tag) };
         let sectors = match io.operation {
             Operation::Flush => 0,
             Operation::Discard { sectors, .. } => sectors,
@@ -61,12 +61,12 @@ impl<D: BlockDevice> BlockDevice for Part<D> {
         // Whatever was asked of this part, nothing beside it is touched.
         let inside = io.sector.checked_add(sectors).is_some_and(|end| end <= extent.sectors);
         match io.sector.checked_add(extent.start).filter(|_| inside) {
-            Some(sector) => self.device.submit(queue, &Io { sector, ..*io }, tag),
+            Some(sector) => self.device.submit(vcpu, &Io { sector, ..*io }, tag),
             None => Submitted::Failed(IoError::Io),
         }
     }
 
-    fn commit(&self, queue: u32) {
-        self.device.commit(queue);
+    fn commit(&self, vcpu: u32) {
+        self.device.commit(vcpu);
     }
 }

@@ -218,11 +218,11 @@ impl BlockDevice for Asked {
     fn info(&self) -> DeviceInfo {
         info(1000, 512)
     }
-    fn submit(&self, _queue: u32, io: &Io<'_>, _tag: Tag) -> Submitted {
+    fn submit(&self, _vcpu: u32, io: &Io<'_>, _tag: Tag) -> Submitted {
         self.0.lock().push((io.operation, io.sector));
         Submitted::Accepted
     }
-    fn commit(&self, _queue: u32) {}
+    fn commit(&self, _vcpu: u32) {}
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::ctrl::{CTRL_ENTRY_BYTES, Ctrl};
 use super::line::{Line, Port};
 use super::rx::{GsoForm, RX_ENTRY_BYTES};
 use super::tx::TX_ENTRY_BYTES;
+use super::ways::Direction;
 use super::{Env, Queue, Rings, Vif};
 use crate::net::{NetDevice, NetInfo};
 use crate::xenbus::{Dir, Path, Store, StoreError, Stores, Value, text};
@@ -290,8 +291,8 @@ impl<D: NetDevice> Vif<D> {
                 .with_front(stores, |front| connection::connection(front, number, wanted.queues))
                 .ok_or(Refusal::Store)??;
             self.connect_queue(env, number, queue, &wanted, &connection)?;
-            queue.tx.lock().set_device_queue(u32::from(number) % info.queues.max(1));
         }
+        self.ways.resize(wanted.queues, info.queues);
         if let Some((gref, number)) = wanted.ctrl {
             let port = Port { number, backend: self.backend(Rings::Ctrl, 0) };
             let port = port.bind(env).ok_or(Refusal::EventChannel)?;
@@ -325,6 +326,9 @@ impl<D: NetDevice> Vif<D> {
         };
         // From here on the line has its port: letting go of one lets go of the other.
         queue.tx.lock().connect(tx);
+        for (direction, port) in [(Direction::Tx, tx_port), (Direction::Rx, rx_port)] {
+            self.ways.heard(direction, number, port.vcpu(env).unwrap_or_default());
+        }
         if is_split {
             rx_port.bind(env).ok_or(Refusal::EventChannel)?;
         }
@@ -368,11 +372,11 @@ impl<D: NetDevice> Vif<D> {
     pub fn changed<P: Platform, S: Stores>(&self, env: &Env<'_, P>, stores: &S) {
         let mut bus = self.bus.lock();
         let info = self.device.info();
+        let queues = self.connected.load(Ordering::Acquire);
+        self.ways.resize(queues, info.queues);
         for (number, queue) in (0..).zip(&self.queues) {
-            queue.tx.lock().set_device_queue(u32::from(number) % info.queues.max(1));
             self.run_tx(env, number, queue);
         }
-        let queues = self.connected.load(Ordering::Acquire);
         if queues > 0 && bus.hash_set {
             self.steer(queues, true);
         }

@@ -23,6 +23,11 @@ impl Port {
         evtchn::notify(env.dom, env.plat, env.here, self.number, self.backend);
     }
 
+    /// The vCPU that hears of it.
+    pub(super) fn vcpu<P: Platform>(self, env: &Env<'_, P>) -> Option<u32> {
+        env.dom.evtchn.state(self.number).map(evtchn::PortState::vcpu)
+    }
+
     /// Binds it; `None` where it does not wait for this.
     pub(super) fn bind<P: Platform>(self, env: &Env<'_, P>) -> Option<Self> {
         env.dom.evtchn.bind_backend(self.number, self.backend).ok().map(|()| self)

@@ -35,6 +35,7 @@ mod steering;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod ways;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -50,9 +51,11 @@ use crate::net::{MacAddress, NetDevice, RxFilter, RxPacket, RxVerdict, Tag, TxEn
 use crate::xenbus::Stores;
 use bus::Bus;
 use ctrl::Ctrl;
+use line::Port;
 use rx::{RxQueue, Woken};
 use steering::{Choice, Steering};
 use tx::{Below, Ran, TxQueue};
+use ways::{Direction, Ways};
 
 pub use crate::blkback::{Env, Kicked};
 pub use chain::Fatal;
@@ -159,6 +162,7 @@ pub struct Vif<D> {
     queues: Box<[Queue]>,
     /// Queues that are connected.
     connected: AtomicU16,
+    ways: Ways,
     ctrl: Mutex<Ctrl>,
     steering: RwLock<Steering>,
     /// [`Steering::matters`].
@@ -210,6 +214,7 @@ impl<D: NetDevice> Vif<D> {
             device,
             queues: queues.into_boxed_slice(),
             connected: AtomicU16::new(0),
+            ways: Ways::new(),
             ctrl: Mutex::new(Ctrl::new()),
             steering: RwLock::new(Steering::NONE),
             steered: AtomicBool::new(false),
@@ -312,6 +317,7 @@ impl<D: NetDevice> Vif<D> {
         let below = Below { device: &self.device, info: &info, steering: &self.steering };
         let (ran, held, port) = {
             let mut tx = queue.tx.lock();
+            tx.set_device_queue(self.ways.device_queue(number));
             let mut ran = tx.run(env, &below, hold);
             if ran == Ran::Busy {
                 // Whoever is called back from now on sees it; if that was before, this finds room.
@@ -321,12 +327,19 @@ impl<D: NetDevice> Vif<D> {
             (ran, tx.holds(), tx.push())
         };
         if let Some(port) = port {
-            port.notify(env);
+            self.notify(env, Direction::Tx, number, port);
         }
         if let Ran::Fatal(fatal) = ran {
             self.fail(env, fatal);
         }
         Kicked { more: ran == Ran::More, held }
+    }
+
+    fn notify<P: Platform>(&self, env: &Env<'_, P>, direction: Direction, number: u16, port: Port) {
+        port.notify(env);
+        if let Some(vcpu) = port.vcpu(env) {
+            self.ways.heard(direction, number, vcpu);
+        }
     }
 
     /// Looks for slots that packets wait for.
@@ -442,7 +455,7 @@ impl<D: NetDevice> Vif<D> {
             self.filtered.fetch_add(1, Ordering::Relaxed);
             return RxVerdict::Done;
         };
-        let number = number.unwrap_or((device_queue % u32::from(queues)) as u16);
+        let number = number.unwrap_or_else(|| self.ways.queue(device_queue));
         let Some(queue) = self.queues.get(usize::from(number)) else { return RxVerdict::Done };
         let verdict = {
             let mut rx = queue.rx.lock();
@@ -494,7 +507,7 @@ impl<D: NetDevice> Vif<D> {
         for number in bits(take(&self.rx_unsettled)) {
             let port = self.queues.get(number as usize).and_then(|queue| queue.rx.lock().push());
             if let Some(port) = port {
-                port.notify(env);
+                self.notify(env, Direction::Rx, number as u16, port);
             }
         }
         if self.closing.load(Ordering::Acquire) {

@@ -170,9 +170,11 @@ impl TxQueue {
         self.line = Some(line);
     }
 
-    /// The queue of the device's that takes what is sent from now on.
+    /// The queue of the device's that takes what is sent from the next batch on.
     pub(super) const fn set_device_queue(&mut self, queue: u32) {
-        self.device_queue = queue;
+        if !self.uncommitted {
+            self.device_queue = queue;
+        }
     }
 
     /// Whether nothing of the guest's is at the device.

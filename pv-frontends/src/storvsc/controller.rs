@@ -40,6 +40,8 @@ pub(super) struct Controller {
     scanned: AtomicBool,
     /// The primary channel's first; then those of sub-channels.
     queues: RwLock<Vec<Arc<Queue>>>,
+    /// A request went by another channel than its vCPU's since the last commit.
+    strayed: AtomicBool,
     units: RwLock<Vec<Arc<Unit>>>,
     /// Units that are gone though the host has requests of theirs: until it answers, or lets the
     /// channel go, it may read and write their pages.
@@ -70,6 +72,7 @@ impl Controller {
             ready: AtomicBool::new(false),
             scanned: AtomicBool::new(false),
             queues: RwLock::new(Vec::new()),
+            strayed: AtomicBool::new(false),
             units: RwLock::new(Vec::new()),
             leaving: Mutex::new(Vec::new()),
             escalation: AtomicU8::new(0),
@@ -183,43 +186,55 @@ impl Controller {
         }
     }
 
-    /// See [`Unit::submit`].
+    /// See [`Unit::submit`]. The channel that interrupts this vCPU takes it, or another that has
+    /// room: a frontend may have one vCPU told of all its queues.
     pub(super) fn submit<H: Hypervisor>(
         &self,
         bus: &VmBus<H>,
         unit: &Arc<Unit>,
-        queue: u32,
+        vcpu: u32,
         io: &Io<'_>,
         request: &Request,
         tag: Tag,
     ) -> Submitted {
-        let Some(queue) = self.queue_for(queue) else {
-            // Being opened again.
-            unit.unsettle();
-            return Submitted::Busy;
-        };
-        match queue.submit(bus, self.version(), unit, io, request, tag) {
-            Ok(()) => Submitted::Accepted,
-            Err(SendError::Full | SendError::Closed | SendError::Ring(_)) => {
-                unit.unsettle();
-                Submitted::Busy
+        let first = vcpu as usize;
+        let mut nr = first;
+        while let Some(queue) = self.queue_for(nr) {
+            match queue.submit(bus, self.version(), unit, io, request, tag) {
+                Ok(()) => {
+                    if nr != first {
+                        self.strayed.store(true, Ordering::Release);
+                    }
+                    return Submitted::Accepted;
+                }
+                Err(SendError::Full | SendError::Closed | SendError::Ring(_)) => {}
+                Err(SendError::TooLarge | SendError::BadSpan) => {
+                    return Submitted::Failed(IoError::Io);
+                }
             }
-            Err(SendError::TooLarge | SendError::BadSpan) => Submitted::Failed(IoError::Io),
+            nr += 1;
+            if nr - first >= self.queues.read().len() {
+                break;
+            }
         }
+        unit.unsettle();
+        Submitted::Busy
     }
 
     /// See [`Unit::commit`].
-    pub(super) fn commit<H: Hypervisor>(&self, bus: &VmBus<H>, queue: u32) {
-        if let Some(queue) = self.queue_for(queue) {
+    pub(super) fn commit<H: Hypervisor>(&self, bus: &VmBus<H>, vcpu: u32) {
+        if self.strayed.load(Ordering::Relaxed) && self.strayed.swap(false, Ordering::AcqRel) {
+            self.queues.read().iter().for_each(|queue| queue.commit(bus));
+        } else if let Some(queue) = self.queue_for(vcpu as usize) {
             queue.commit(bus);
         }
     }
 
-    fn queue_for(&self, nr: u32) -> Option<Arc<Queue>> {
+    /// A channel, by any number; none while they are being opened.
+    fn queue_for(&self, nr: usize) -> Option<Arc<Queue>> {
         // Before the conversation is over, packets of requests would be out of order.
         let queues = self.queues.read();
-        let nr = nr as usize % queues.len().max(1);
-        queues.get(nr).filter(|_| self.is_ready()).cloned()
+        queues.get(nr % queues.len().max(1)).filter(|_| self.is_ready()).cloned()
     }
 
     fn is_ready(&self) -> bool {

@@ -129,11 +129,11 @@ impl Unit {
         self.unsettled.load(Ordering::Relaxed) && self.unsettled.swap(false, Ordering::AcqRel)
     }
 
-    /// Hands a request to the host; see [`BlockDevice::submit`]. `queue` picks the channel.
+    /// Hands a request to the host; see [`BlockDevice::submit`].
     pub fn submit<H: Hypervisor>(
         self: &Arc<Self>,
         bus: &VmBus<H>,
-        queue: u32,
+        vcpu: u32,
         io: &Io<'_>,
         tag: Tag,
     ) -> Submitted {
@@ -145,12 +145,12 @@ impl Unit {
             Ok(request) => request,
             Err(error) => return Submitted::Failed(error),
         };
-        self.controller.submit(bus, self, queue, io, &request, tag)
+        self.controller.submit(bus, self, vcpu, io, &request, tag)
     }
 
     /// Signals the host if it has to be; see [`BlockDevice::commit`].
-    pub fn commit<H: Hypervisor>(&self, bus: &VmBus<H>, queue: u32) {
-        self.controller.commit(bus, queue);
+    pub fn commit<H: Hypervisor>(&self, bus: &VmBus<H>, vcpu: u32) {
+        self.controller.commit(bus, vcpu);
     }
 }
 
@@ -236,11 +236,11 @@ impl<H: Hypervisor, B: Deref<Target = VmBus<H>> + Sync> BlockDevice for Disk<B> 
         self.unit.info().device
     }
 
-    fn submit(&self, queue: u32, io: &Io<'_>, tag: Tag) -> Submitted {
-        self.unit.submit(&self.bus, queue, io, tag)
+    fn submit(&self, vcpu: u32, io: &Io<'_>, tag: Tag) -> Submitted {
+        self.unit.submit(&self.bus, vcpu, io, tag)
     }
 
-    fn commit(&self, queue: u32) {
-        self.unit.commit(&self.bus, queue);
+    fn commit(&self, vcpu: u32) {
+        self.unit.commit(&self.bus, vcpu);
     }
 }

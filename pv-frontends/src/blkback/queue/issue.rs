@@ -144,7 +144,7 @@ impl Queue {
 
     /// Submits a part of the current request; `false` where the device is busy.
     fn submit(&mut self, device: &dyn BlockDevice, slot: u16, io: &Io<'_>) -> bool {
-        let submitted = device.submit(self.number.into(), io, self.tag(slot));
+        let submitted = device.submit(self.vcpu, io, self.tag(slot));
         self.submitted(slot, submitted, io.operation == Operation::Flush)
     }
 
@@ -180,7 +180,7 @@ impl Queue {
         let operation = if current.write { Operation::Write } else { Operation::Read };
         let part = left.get(..count).unwrap_or_default();
         let io = Io { operation, sector: current.sector, segments: part };
-        let submitted = device.submit(self.number.into(), &io, self.tag(current.slot));
+        let submitted = device.submit(self.vcpu, &io, self.tag(current.slot));
         let taken = self.submitted(current.slot, submitted, false);
         if taken {
             current.next += count as u16;

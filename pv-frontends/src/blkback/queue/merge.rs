@@ -149,7 +149,7 @@ impl Queue {
         let pieces = self.segments.get(..usize::from(run.nr_segments)).unwrap_or_default();
         let operation = if run.write { Operation::Write } else { Operation::Read };
         let io = Io { operation, sector: run.sector, segments: pieces };
-        match device.submit(self.number.into(), &io, self.tag(run.head)) {
+        match device.submit(self.vcpu, &io, self.tag(run.head)) {
             Submitted::Busy => return false,
             Submitted::Accepted => self.accepted(run.head),
             Submitted::Failed(_) if run.head != run.tail => self.part(run.head),
@@ -189,7 +189,7 @@ impl Queue {
             let is_read = slot.operation == BlkifOp::READ;
             let operation = if is_read { Operation::Read } else { Operation::Write };
             let io = Io { operation, sector: slot.sector, segments: pieces };
-            let submitted = device.submit(self.number.into(), &io, self.tag(index));
+            let submitted = device.submit(self.vcpu, &io, self.tag(index));
             if submitted == Submitted::Busy {
                 return false;
             }

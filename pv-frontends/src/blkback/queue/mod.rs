@@ -73,6 +73,8 @@ const FREE: Slot = Slot {
 /// A queue.
 pub(super) struct Queue {
     number: u16,
+    /// The vCPU that its completions go to, for the length of a [`Self::run`].
+    vcpu: u32,
     /// Its number among all queues of all vbds: see [`super::of_port`].
     port: u16,
     ring: Option<Attached>,
@@ -141,6 +143,7 @@ impl Queue {
         let grants = grants_of(requests, max_segments);
         Some(Self {
             number: super::of_port(port).1,
+            vcpu: 0,
             port,
             ring: None,
             slots,
@@ -268,6 +271,9 @@ impl Queue {
         info: &DeviceInfo,
         hold: bool,
     ) -> Kicked {
+        if let Some(state) = self.port().and_then(|port| env.dom.evtchn.state(port)) {
+            self.vcpu = state.vcpu();
+        }
         let mut more = false;
         let mut budget = BUDGET;
         loop {
@@ -296,7 +302,7 @@ impl Queue {
             self.submit_alone(env, device);
         }
         if core::mem::take(&mut self.uncommitted) {
-            device.commit(self.number.into());
+            device.commit(self.vcpu);
         }
         Kicked { more, held }
     }

@@ -60,6 +60,20 @@ fn several_queues() {
 }
 
 #[test]
+fn requests_go_where_their_completion_is_heard() {
+    let mut w = World::new(disk(1024));
+    w.vbd.announce(&w.store).unwrap();
+    let mut fronts = connect(&mut w, Layout::X86_64, 0, 2);
+    for (queue, vcpu) in [(0, 3), (1, 0), (1, 2), (0, 2)] {
+        let front = &mut fronts[queue];
+        w.bind_port(front.port, vcpu);
+        let page = whole(&mut w);
+        assert_eq!(run(&mut w, front, BlkifOp::WRITE, 8, &[page], false), 0);
+        assert_eq!(w.vbd.device().state().log.pop().unwrap().vcpu, vcpu);
+    }
+}
+
+#[test]
 fn bad_frontends_are_not_connected() {
     let bad: [fn(&World); 8] = [
         |w| w.store.set_front("protocol", "mips-abi"),

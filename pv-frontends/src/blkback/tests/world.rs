@@ -101,6 +101,8 @@ pub struct Given {
     pub sector: u64,
     pub segments: Vec<Segment>,
     pub tag: Tag,
+    /// The vCPU that is told in the end.
+    pub vcpu: u32,
 }
 
 /// A device's state.
@@ -172,7 +174,7 @@ impl BlockDevice for FakeDevice {
     fn info(&self) -> DeviceInfo {
         self.state().info
     }
-    fn submit(&self, _queue: u32, io: &Io<'_>, tag: Tag) -> Submitted {
+    fn submit(&self, vcpu: u32, io: &Io<'_>, tag: Tag) -> Submitted {
         let mut state = self.state();
         check(&state.info, io);
         if state.pending.len() >= state.room {
@@ -183,13 +185,13 @@ impl BlockDevice for FakeDevice {
             return Submitted::Failed(error);
         }
         let (operation, sector) = (io.operation, io.sector);
-        let given = Given { operation, sector, segments: io.segments.to_vec(), tag };
+        let given = Given { operation, sector, segments: io.segments.to_vec(), tag, vcpu };
         state.log.push(given.clone());
         state.pending.push_back(given);
         state.uncommitted = true;
         Submitted::Accepted
     }
-    fn commit(&self, _queue: u32) {
+    fn commit(&self, _vcpu: u32) {
         let mut state = self.state();
         state.commits += 1;
         state.uncommitted = false;
@@ -322,6 +324,15 @@ impl World {
         self.machine.plat.poke(at, port.into());
         let cx = &mut self.machine.cx();
         evtchn::event_channel_op(cx, EvtchnOp::CLOSE.0.into(), at.0).expect("closed");
+    }
+
+    /// Has a vCPU told of a port.
+    pub fn bind_port(&mut self, port: u32, vcpu: u32) {
+        let at = va(ARGUMENTS);
+        self.machine.plat.poke(at, u64::from(vcpu) << 32 | u64::from(port));
+        let cx = &mut self.machine.cx();
+        let op = EvtchnOp::BIND_VCPU.0.into();
+        evtchn::event_channel_op(cx, op, at.0).expect("bound");
     }
 
     /// Takes a port's pending bit.

@@ -267,6 +267,15 @@ impl World {
         (self.plat().peek(at) >> 32) as u32
     }
 
+    /// Has a vCPU told of a port.
+    pub fn bind_port(&mut self, port: u32, vcpu: u32) {
+        let at = va(ARGUMENTS);
+        self.machine.plat.poke(at, u64::from(vcpu) << 32 | u64::from(port));
+        let cx = &mut self.machine.cx();
+        let op = EvtchnOp::BIND_VCPU.0.into();
+        evtchn::event_channel_op(cx, op, at.0).expect("bound");
+    }
+
     pub fn close_port(&mut self, port: u32) {
         let at = va(ARGUMENTS);
         self.plat().poke(at, port.into());

@@ -283,13 +283,54 @@ fn the_link_and_the_mtu() {
     assert_eq!(w.store.front("mtu").unwrap(), "4000");
 }
 
+/// Packets go by the queues of the card whose interrupts come to the vCPU that hears of the
+/// frontend's queue.
+#[test]
+fn queues_meet_on_vcpus() {
+    let mut w = World::new(card(4));
+    w.vif.announce(&w.store).unwrap();
+    let (mut fronts, _) = connect_all(&mut w, Features { queues: 4, ..LINUX });
+    for vcpus in [[3, 0, 1, 2], [1, 3, 2, 0]] {
+        for (front, vcpu) in fronts.iter().zip(vcpus) {
+            w.bind_port(front.tx_port, vcpu);
+            w.bind_port(front.rx_port, (vcpu + 1) % 4);
+        }
+        // Heard with the first notifications.
+        for _ in 0..2 {
+            w.vif.device().state().log.clear();
+            for (front, queue) in fronts.iter_mut().zip(0..) {
+                front.post(&mut w, 4);
+                front.flush_rx(&w);
+                front.send(&mut w, &Wish::new(Recipe::tcp(10).complete()));
+                front.flush(&w);
+                w.arrive(queue, Frame::new(Recipe::tcp(queue as usize).complete()));
+            }
+            w.drain();
+            w.pump();
+            for front in &mut fronts {
+                assert_eq!(statuses(front, &mut w), [0]);
+            }
+        }
+        let sent: Vec<_> = w.vif.device().state().log.iter().map(|sent| sent.queue).collect();
+        assert_eq!(sent, vcpus);
+        for front in &mut fronts {
+            front.poll(&mut w);
+        }
+        for (front, vcpu) in fronts.iter_mut().zip(vcpus) {
+            w.arrive((vcpu + 1) % 4, Frame::new(Recipe::tcp(7).complete()));
+            w.pump();
+            assert_eq!(front.poll(&mut w).len(), 1);
+        }
+    }
+}
+
 /// Channels that open or close under a connected frontend.
 #[test]
 fn queues_of_the_card_change() {
     let mut w = World::new(card(4));
     w.vif.announce(&w.store).unwrap();
     let (mut fronts, _) = connect_all(&mut w, Features { queues: 4, ..LINUX });
-    for (queues, expected) in [(4, [0, 1, 2, 3]), (2, [0, 1, 0, 1]), (1, [0; 4]), (3, [0, 1, 2, 0])]
+    for (queues, expected) in [(4, [0, 1, 2, 3]), (2, [0, 0, 1, 1]), (1, [0; 4]), (3, [0, 0, 1, 2])]
     {
         w.vif.device().state().info.queues = queues;
         w.vif.changed(&w.env(), &w.store);

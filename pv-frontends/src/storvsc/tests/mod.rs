@@ -308,6 +308,29 @@ fn full_queues_push_back() {
 }
 
 #[test]
+fn a_full_channel_leaves_the_rest_to_others() {
+    let config =
+        Config { vps: vec![0, 1, 2, 3], max_sub_channels: 3, requests: 4, ..Config::default() };
+    let mut bench = Bench::new(config, Version::V6_2, vec![(0, Medium::disk(4096))]);
+    bench.host.max_sub_channels = 8;
+    bench.run();
+    let disk = bench.disk(0);
+    let (gpfn, _) = bench.page();
+    let segments = [segment(gpfn, 0, 512)];
+    let io = Io { operation: Op::Read, sector: 0, segments: &segments };
+    for tag in 0..16 {
+        assert_eq!(disk.submit(2, &io, Tag(tag)), Submitted::Accepted);
+    }
+    assert_eq!(disk.submit(2, &io, Tag(16)), Submitted::Busy);
+    disk.commit(2);
+    bench.host.by_channel.clear();
+    bench.run();
+    assert_eq!(bench.completed().len(), 16);
+    assert!(bench.host.by_channel.values().all(|count| *count == 4), "{:?}", bench.host.by_channel);
+    assert_eq!(bench.host.signals_missed, 0);
+}
+
+#[test]
 fn sub_channels_share_the_work() {
     let config = Config { vps: vec![0, 1, 2, 3], max_sub_channels: 3, ..Config::default() };
     let mut bench = Bench::new(config, Version::V6_2, vec![(0, Medium::disk(4096))]);

@@ -83,7 +83,7 @@ impl BlockDevice for Disk {
         *self.info.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn submit(&self, _queue: u32, io: &Io<'_>, tag: Tag) -> Submitted {
+    fn submit(&self, _vcpu: u32, io: &Io<'_>, tag: Tag) -> Submitted {
         let info = self.info();
         let mut units = Vec::new();
         let sectors = match io.operation {
@@ -125,7 +125,7 @@ impl BlockDevice for Disk {
         Submitted::Accepted
     }
 
-    fn commit(&self, _queue: u32) {}
+    fn commit(&self, _vcpu: u32) {}
 }
 
 /// The real store.

@@ -50,7 +50,10 @@ fn main() -> ExitCode {
     for kernel in &kernels {
         for set in feature_sets() {
             for (name, test) in TESTS.into_iter().filter(|(name, _)| set.wants(name)) {
-                if !takes_all && kernel != ONE_KERNEL && OF_ONE_KERNEL.contains(&name) {
+                if !takes_all
+                    && (kernel != ONE_KERNEL && OF_ONE_KERNEL.contains(&name)
+                        || OF_CHOSEN_KERNELS.contains(&name))
+                {
                     continue;
                 }
                 add(format!("{kernel}{}/{name}", set.label), test, kernel, &set.without);
@@ -81,7 +84,7 @@ fn main() -> ExitCode {
 
 type Test = fn(&mut Lab, &str, &[String]) -> Result<()>;
 
-const TESTS: [(&str, Test); 13] = [
+const TESTS: [(&str, Test); 16] = [
     ("stress", stress),
     ("timers", timers),
     ("reboot", reboot),
@@ -90,6 +93,9 @@ const TESTS: [(&str, Test); 13] = [
     ("keyboard", keyboard::under_shim),
     ("smp-2", smp::two),
     ("smp-4", smp::four),
+    ("smp-8", smp::eight),
+    ("smp-16", smp::sixteen),
+    ("smp-64", smp::sixty_four),
     ("smp-ends", smp::ends),
     ("smp-fewer", smp::fewer),
     ("smp-missing", smp::missing),
@@ -100,6 +106,8 @@ const TESTS: [(&str, Test); 13] = [
 const OF_ONE_KERNEL: [&str; 7] =
     ["keyboard", "smp-2", "smp-ends", "smp-fewer", "smp-missing", "smp-offline", "smp-tsc"];
 const ONE_KERNEL: &str = "bookworm";
+/// Those that take minutes where there are two processors: of the kernels chosen, if some were.
+const OF_CHOSEN_KERNELS: [&str; 3] = ["smp-8", "smp-16", "smp-64"];
 const NATIVE: [(&str, Test); 6] = [
     ("detect", native_detect),
     ("withheld", native_withheld),
@@ -161,7 +169,7 @@ impl Set {
             ("timers", _) => !self.without.is_empty(),
             // Without crash registers it ends otherwise, which "crash" looks at; keyboards need VMBus.
             ("keyboard" | "smp-ends" | "smp-tsc", None) => self.without.is_empty(),
-            (_, None) => true,
+            (name, None) => self.without.is_empty() || !OF_CHOSEN_KERNELS.contains(&name),
             ("reboot", Some(feature)) => feature == HvFeatures::RESET,
             ("crash", Some(feature)) => feature == HvFeatures::CRASH,
             ("smp-2", Some(feature)) => OF_PROCESSORS.contains(feature),

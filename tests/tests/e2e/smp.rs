@@ -9,6 +9,9 @@ use crate::{Lab, Transcript, complaints, ended, is_pv};
 /// The checks whose subject is processors, threads, and what interrupts and timers do between them.
 const PART: &str = "stress:processors,threads,futex,eventfd,nanosleep,sleepers,thread_signals,fork";
 
+/// Of these, what does not take longer the more processors there are.
+const FEW: &str = "stress:threads_ping,futex,nanosleep,fork";
+
 /// Two processors.
 pub fn two(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
     on(lab, spec, without, 2)
@@ -19,8 +22,27 @@ pub fn four(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
     on(lab, spec, without, 4)
 }
 
+/// Eight.
+pub fn eight(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    on(lab, spec, without, 8)
+}
+
+/// Sixteen, and what is done with them is little.
+pub fn sixteen(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    with(lab, spec, without, 16, FEW)
+}
+
+/// As many as there may be.
+pub fn sixty_four(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    with(lab, spec, without, 64, FEW)
+}
+
 fn on(lab: &mut Lab, spec: &str, without: &[String], cpus: u32) -> Result<()> {
-    let (outcome, transcript) = lab.guest_on(spec, without, PART, cpus)?;
+    with(lab, spec, without, cpus, PART)
+}
+
+fn with(lab: &mut Lab, spec: &str, without: &[String], cpus: u32, part: &str) -> Result<()> {
+    let (outcome, transcript) = lab.guest_on(spec, without, part, cpus)?;
     ended(&outcome, &transcript, Status::POWER_OFF)?;
     is_pv(&transcript)?;
     let found: u32 = transcript.mark("cpus").context("no processors")?.parse()?;

@@ -15,11 +15,85 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::guid::Guid;
 use crate::scsi::{CDB_BYTES, SENSE_BYTES, ScsiStatus};
+use crate::vmbus::UserDefined;
+use crate::vmbus::offer::interface;
 
 pub use crate::NtStatus;
 
 /// Class of SCSI controllers.
-pub const SCSI_CLASS: Guid = Guid::literal("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
+pub const SCSI_CLASS: Guid = interface::SCSI;
+/// Class of the devices of IDE controllers, which have a channel each: Generation 1 machines' disks.
+pub const IDE_CLASS: Guid = interface::IDE;
+
+/// Which device of which IDE controller a channel is for (`storvsc_get_ide_info` of Linux).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IdePort {
+    /// Controller: 0 or 1.
+    pub controller: u32,
+    /// Device on it: 0 or 1. The target of its requests.
+    pub device: u16,
+}
+
+impl IdePort {
+    /// Behind both numbers in an instance.
+    const REST: [u8; 10] = [0x99, 0x88, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    /// The instance of its offer: `<controller>-<device>-8899-0000-000000000000`.
+    #[must_use]
+    pub const fn instance(self) -> Guid {
+        let ([a, b, c, d], [e, f]) = (self.controller.to_le_bytes(), self.device.to_le_bytes());
+        let [g, h, i, j, k, l, m, n, o, p] = Self::REST;
+        Guid([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
+    }
+
+    /// Of an instance; what is behind the numbers is the host's business.
+    #[must_use]
+    pub const fn of_instance(instance: Guid) -> Self {
+        let Guid([a, b, c, d, e, f, ..]) = instance;
+        Self { controller: u32::from_le_bytes([a, b, c, d]), device: u16::from_le_bytes([e, f]) }
+    }
+}
+
+/// User-defined bytes of an IDE device's offer (openvmm `storvsp_protocol`). Linux does not look at them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IdeProperties {
+    /// Zero.
+    pub reserved: u16,
+    /// Controller.
+    pub path: u8,
+    /// Device.
+    pub target: u8,
+    /// Zero.
+    pub reserved2: u32,
+    /// [`IdeProperties::IDE_DEVICE`].
+    pub flags: u32,
+    /// Zero.
+    pub reserved3: [u32; 3],
+}
+const_assert_eq!(size_of::<IdeProperties>(), 24);
+const_assert_eq!(offset_of!(IdeProperties, flags), 8);
+
+impl IdeProperties {
+    /// It is an IDE device.
+    pub const IDE_DEVICE: u32 = 2;
+
+    /// Of a device.
+    #[must_use]
+    pub const fn new(path: u8, target: u8) -> Self {
+        Self { reserved: 0, path, target, reserved2: 0, flags: Self::IDE_DEVICE, reserved3: [0; 3] }
+    }
+}
+
+impl From<IdeProperties> for UserDefined {
+    fn from(properties: IdeProperties) -> Self {
+        let mut bytes = Self::ZERO;
+        for (to, from) in bytes.0.iter_mut().zip(properties.as_bytes()) {
+            *to = *from;
+        }
+        bytes
+    }
+}
 
 /// Operation of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -280,6 +354,18 @@ mod tests {
             assert_eq!(version.payload_bytes(), 52);
             assert!(version.has_sub_channels());
         }
+    }
+
+    #[test]
+    fn ide_ports_are_in_instances() {
+        let port = IdePort { controller: 1, device: 0 };
+        assert_eq!(Some(port.instance()), Guid::parse("00000001-0000-8899-0000-000000000000"));
+        for (controller, device) in [(0, 1), (1, 1), (0x0102_0304, 0x0506)] {
+            let port = IdePort { controller, device };
+            assert_eq!(IdePort::of_instance(port.instance()), port);
+        }
+        let bytes = UserDefined::from(IdeProperties::new(1, 0));
+        assert_eq!(bytes.0[..9], [0, 0, 1, 0, 0, 0, 0, 0, 2]);
     }
 
     #[test]

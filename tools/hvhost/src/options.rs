@@ -65,7 +65,7 @@ pub struct Options {
     /// Take the entry state and the features OpenVMM gives on KVM.
     #[arg(long)]
     pub openvmm_like: bool,
-    /// A disk: `FILE[,ro][,sector=4096][,scsi=C:L][,dvd][,direct=on|off][,format=raw|qcow2|vhd]`.
+    /// A disk: `FILE[,ro][,sector=4096][,scsi=C:L|,ide=B:D][,dvd][,direct=on|off][,format=raw|qcow2|vhd]`.
     #[arg(long, value_name = "FILE[,…]")]
     pub disk: Vec<DiskOptions>,
     /// A fault: `[scsi=C:L,][op=OP,][sectors=N-M,][times=N,]` and error, delay=MS or short.

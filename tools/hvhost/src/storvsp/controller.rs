@@ -12,10 +12,10 @@ use hv_abi::scsi::{
     AdditionalSense, CDB_BYTES, CdbInquiry, CdbReportLuns, Opcode, SENSE_BYTES, VpdPage,
 };
 use hv_abi::storvsc::{
-    ChannelProperties, Header, NtStatus, Operation, PACKET_BYTES_MAX, ProtocolVersion, SCSI_CLASS,
-    ScsiRequest, SrbStatus, Version,
+    ChannelProperties, Header, IDE_CLASS, IdePort, IdeProperties, NtStatus, Operation,
+    PACKET_BYTES_MAX, ProtocolVersion, SCSI_CLASS, ScsiRequest, SrbStatus, Version,
 };
-use hv_abi::vmbus::{ControlMessage, OfferChannel, OfferFlags, PacketType};
+use hv_abi::vmbus::{ControlMessage, OfferChannel, OfferFlags, PacketType, UserDefined};
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::size_of;
@@ -49,9 +49,18 @@ impl Stage {
     }
 }
 
+/// Which controller it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seat {
+    /// A SCSI controller.
+    Scsi(u32),
+    /// One device of an IDE controller: each has a channel of its own.
+    Ide { controller: u8, device: u8 },
+}
+
 /// A controller.
 pub struct Controller {
-    number: u32,
+    seat: Seat,
     memory: Memory,
     max_sub_channels: u16,
     monitored: bool,
@@ -72,8 +81,18 @@ impl Controller {
     /// A controller without units.
     #[must_use]
     pub fn new(number: u32, memory: &Memory, max_sub_channels: u16, monitored: bool) -> Self {
+        Self::at(Seat::Scsi(number), memory, max_sub_channels, monitored)
+    }
+
+    /// The device of an IDE controller, without its disk, which is LUN 0.
+    #[must_use]
+    pub fn ide(controller: u8, device: u8, memory: &Memory, monitored: bool) -> Self {
+        Self::at(Seat::Ide { controller, device }, memory, 0, monitored)
+    }
+
+    fn at(seat: Seat, memory: &Memory, max_sub_channels: u16, monitored: bool) -> Self {
         Self {
-            number,
+            seat,
             memory: memory.clone(),
             max_sub_channels,
             monitored,
@@ -294,7 +313,11 @@ impl Controller {
             *to = *from;
         }
         let opcode = Opcode(cdb[0]);
-        let here = request.path == 0 && request.target == 0;
+        let here = match self.seat {
+            Seat::Scsi(_) => request.path == 0 && request.target == 0,
+            // Guests do not agree on what the path is.
+            Seat::Ide { device, .. } => request.target == device,
+        };
         if opcode == Opcode::REPORT_LUNS {
             return self.report_luns(&cdb, here, buffer);
         }
@@ -384,17 +407,30 @@ fn answer(request: &ScsiRequest, done: &Done) -> (NtStatus, Vec<u8>) {
 
 impl Device for Controller {
     fn name(&self) -> String {
-        format!("scsi{}", self.number)
+        match self.seat {
+            Seat::Scsi(number) => format!("scsi{number}"),
+            Seat::Ide { controller, device } => format!("ide{controller}-{device}"),
+        }
     }
 
     fn offer(&self) -> Offer {
         /// What differs between controllers is the last byte.
         const INSTANCE: Guid = Guid::literal("d5e1b0f0-5c51-4be1-8f2d-9a5f0c730000");
-        let mut instance = INSTANCE;
-        instance.0[15] = self.number as u8;
+        let (interface_type, interface_instance, user_defined) = match self.seat {
+            Seat::Scsi(number) => {
+                let mut instance = INSTANCE;
+                instance.0[15] = number as u8;
+                (SCSI_CLASS, instance, UserDefined::ZERO)
+            }
+            Seat::Ide { controller, device } => {
+                let port = IdePort { controller: controller.into(), device: device.into() };
+                (IDE_CLASS, port.instance(), IdeProperties::new(controller, device).into())
+            }
+        };
         let message = OfferChannel {
-            interface_type: SCSI_CLASS,
-            interface_instance: instance,
+            interface_type,
+            interface_instance,
+            user_defined,
             flags: OfferFlags::ENUMERATE_DEVICE_INTERFACE.bits(),
             ..OfferChannel::empty()
         };

@@ -58,8 +58,21 @@ impl Guest {
 
     /// A SCSI command with one page of data at `DATA`.
     fn scsi(&self, open: &mut Open, lun: u8, cdb: &[u8], data_length: u32) -> ScsiRequest {
+        self.scsi_at(open, (0, 0, lun), cdb, data_length)
+    }
+
+    /// The same at a path, target and LUN.
+    fn scsi_at(
+        &self,
+        open: &mut Open,
+        (path, target, lun): (u8, u8, u8),
+        cdb: &[u8],
+        data_length: u32,
+    ) -> ScsiRequest {
         let mut request = ScsiRequest {
             length: 52,
+            path,
+            target,
             lun,
             cdb_length: cdb.len() as u8,
             direction: ScsiRequest::DATA_IN,
@@ -188,4 +201,34 @@ fn closing_ends_the_worker_and_nonsense_does_not_end_the_host() {
     guest.memory.write_slice(&[0; 4096], GuestAddress(0x40_0000)).unwrap();
     let mut open = guest.open(ChannelId(1), 0x400, RING);
     guest.initialize(&mut open);
+}
+
+/// A device of an IDE controller has a channel of its own, by which a guest knows which it is.
+#[test]
+fn an_ide_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = Guest::new(|memory, bus, _| {
+        let controller = Controller::ide(1, 1, memory, false);
+        assert!(controller.add(0, disk(&dir, 7)));
+        bus.offer(Arc::new(controller)).unwrap();
+    });
+    let offer = guest.message::<OfferChannel>();
+    assert_eq!(offer.interface_type, IDE_CLASS);
+    let instance = "00000001-0001-8899-0000-000000000000";
+    assert_eq!(Some(offer.interface_instance), Guid::parse(instance));
+    assert_eq!(offer.user_defined.0[..12], [0, 0, 1, 1, 0, 0, 0, 0, 2, 0, 0, 0]);
+    let mut open = guest.open(offer.channel_id, 0x400, RING);
+    guest.initialize(&mut open);
+    let read = [0x28, 0, 0, 0, 0, 1, 0, 0, 2, 0];
+    // The device is the target; the path is what the guest likes.
+    for path in [0, 1] {
+        let answer = guest.scsi_at(&mut open, (path, 1, 0), &read, 4096);
+        assert_eq!((answer.srb_status, answer.data_length), (SrbStatus::SUCCESS, 1024));
+    }
+    for nobody in [(0, 0, 0), (0, 1, 1)] {
+        let answer = guest.scsi_at(&mut open, nobody, &read, 4096);
+        assert_eq!(answer.srb_status, SrbStatus::INVALID_LUN.with_sense());
+    }
+    let report = guest.counters.report("", None).channels["ide1-1"];
+    assert_eq!((report.requests, report.malformed), (4, 0));
 }

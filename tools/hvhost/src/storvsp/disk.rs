@@ -5,7 +5,7 @@ use crate::storvsp::cache::WriteCache;
 use crate::storvsp::fault::{Fault, Kind, Op};
 use crate::storvsp::io::{Aligned, Transfer};
 use crate::storvsp::medium::Medium;
-use crate::storvsp::options::{DiskOptions, Format};
+use crate::storvsp::options::{DiskOptions, Format, Place};
 use crate::storvsp::qcow2::Qcow2;
 use crate::storvsp::raw::Raw;
 use anyhow::{Context, Result, ensure};
@@ -41,12 +41,12 @@ impl Disk {
     ///
     /// # Errors
     /// One line that says why it cannot be used.
-    pub fn open(options: &DiskOptions, place: (u32, u8), faults: &[Fault]) -> Result<Self> {
+    pub fn open(options: &DiskOptions, place: impl Into<Place>, faults: &[Fault]) -> Result<Self> {
         let name = options.file.display().to_string();
-        Self::open_named(options, place, faults).with_context(|| format!("disk {name}"))
+        Self::open_named(options, place.into(), faults).with_context(|| format!("disk {name}"))
     }
 
-    fn open_named(options: &DiskOptions, place: (u32, u8), faults: &[Fault]) -> Result<Self> {
+    fn open_named(options: &DiskOptions, place: Place, faults: &[Fault]) -> Result<Self> {
         let (medium, size): (Box<dyn Medium>, u64) = if options.format == Format::Qcow2 {
             let (image, size) = Qcow2::open(options)?;
             (Box::new(image), size)
@@ -58,7 +58,7 @@ impl Disk {
         ensure!(size != 0, "it is empty");
         ensure!(size.is_multiple_of(sector), "its size is not a multiple of {sector} bytes");
         let id = options.id.unwrap_or_else(|| identity(&options.file, place));
-        let here = |f: &&Fault| f.scsi.is_none_or(|at| at == place);
+        let here = |f: &&Fault| f.scsi.is_none_or(|at| Place::from(at) == place);
         Ok(Self {
             medium,
             cache: options.volatile.then(|| WriteCache::new(options.sector_bytes)),
@@ -263,9 +263,13 @@ impl Disk {
 
 /// An identity that is the same for the same file at the same place (FNV-1a),
 /// formed as a random GUID.
-fn identity(path: &Path, place: (u32, u8)) -> Guid {
+fn identity(path: &Path, place: Place) -> Guid {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let text = format!("{}\0{}\0{}", path.display(), place.0, place.1);
+    let place = match place {
+        Place::Ide(controller, device) => format!("ide{controller}\0{device}"),
+        Place::Scsi(controller, lun) => format!("{controller}\0{lun}"),
+    };
+    let text = format!("{}\0{place}", path.display());
     let hash = text.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58du128, |hash, byte| {
         (hash ^ u128::from(byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b)
     });
@@ -389,9 +393,10 @@ mod tests {
 
     #[test]
     fn identity_depends_on_file_and_place() {
-        let (a, b) = (identity(Path::new("/x"), (0, 0)), identity(Path::new("/x"), (0, 1)));
-        assert_ne!(a, b);
-        assert_eq!(a, identity(Path::new("/x"), (0, 0)));
+        let of = |place| identity(Path::new("/x"), place);
+        let a = of(Place::Scsi(0, 0));
+        assert!(a != of(Place::Scsi(0, 1)) && a != of(Place::Ide(0, 0)));
+        assert_eq!(a, of(Place::Scsi(0, 0)));
         assert_eq!((a.0[7] >> 4, a.0[8] >> 6), (4, 2));
     }
 }

@@ -4,6 +4,7 @@ use crate::storvsp::fault::parse_scsi;
 use anyhow::{Context, Result, bail};
 use hv_abi::Guid;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -12,6 +13,48 @@ use std::str::FromStr;
 pub const CONTROLLERS_MAX: u32 = 8;
 /// Units of a controller.
 pub const LUNS_MAX: u8 = 64;
+
+/// IDE controllers, and devices of each.
+const IDE_MAX: u8 = 2;
+
+/// Where a disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// An IDE controller, and the device on it.
+    Ide(u8, u8),
+    /// A SCSI controller, and the LUN on it.
+    Scsi(u32, u8),
+}
+
+impl From<(u32, u8)> for Place {
+    fn from((controller, lun): (u32, u8)) -> Self {
+        Self::Scsi(controller, lun)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ide(controller, device) => write!(f, "ide={controller}:{device}"),
+            Self::Scsi(controller, lun) => write!(f, "scsi={controller}:{lun}"),
+        }
+    }
+}
+
+impl Place {
+    /// Reads `B:D`.
+    fn parse_ide(text: &str) -> Result<Self> {
+        let place = text.split_once(':').and_then(|(controller, device)| {
+            Some((controller.parse().ok()?, device.parse().ok()?))
+        });
+        match place {
+            Some((controller, device)) if controller < IDE_MAX && device < IDE_MAX => {
+                Ok(Self::Ide(controller, device))
+            }
+            _ => bail!("ide={text}: expected ide=B:D, each 0 or 1"),
+        }
+    }
+}
 
 /// Whether to go around the page cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +89,8 @@ pub struct DiskOptions {
     pub read_only: bool,
     /// Logical sector size.
     pub sector_bytes: u32,
-    /// Controller and unit; `None`: the next free.
-    pub scsi: Option<(u32, u8)>,
+    /// `None`: the next free LUN.
+    pub place: Option<Place>,
     /// A DVD.
     pub dvd: bool,
     /// Page cache.
@@ -73,13 +116,13 @@ impl FromStr for DiskOptions {
         let mut words = text.split(',');
         let file = words.next().unwrap_or_default();
         if file.is_empty() {
-            bail!("expected FILE[,ro][,sector=512|4096][,scsi=C:L][,dvd][,direct=on|off]");
+            bail!("expected FILE[,ro][,sector=512|4096][,scsi=C:L|,ide=B:D][,dvd][,direct=on|off]");
         }
         let mut options = Self {
             file: file.into(),
             read_only: false,
             sector_bytes: 0,
-            scsi: None,
+            place: None,
             dvd: false,
             direct: Direct::Auto,
             volatile: false,
@@ -97,7 +140,9 @@ impl FromStr for DiskOptions {
                 ("sector", "512") => options.sector_bytes = 512,
                 ("sector", "4096") => options.sector_bytes = 4096,
                 ("sector", value) => bail!("sector={value}: expected 512 or 4096"),
-                ("scsi", value) => options.scsi = Some(parse_scsi(value)?),
+                ("scsi" | "ide", _) if options.place.is_some() => bail!("{word:?}: a second place"),
+                ("scsi", value) => options.place = Some(parse_scsi(value)?.into()),
+                ("ide", value) => options.place = Some(Place::parse_ide(value)?),
                 ("direct", "on") => options.direct = Direct::On,
                 ("direct", "off") => options.direct = Direct::Off,
                 ("cache", "volatile") => options.volatile = true,
@@ -116,7 +161,7 @@ impl FromStr for DiskOptions {
                     options.id = Some(Guid::parse(value).context("id= wants a GUID")?);
                 }
                 _ => bail!(
-                    "{word:?}: expected ro, sector=, scsi=C:L, dvd, direct=on|off, cache=volatile, format=raw|qcow2|vhd, backing=on, iops=N, detached or id=GUID"
+                    "{word:?}: expected ro, sector=, scsi=C:L, ide=B:D, dvd, direct=on|off, cache=volatile, format=raw|qcow2|vhd, backing=on, iops=N, detached or id=GUID"
                 ),
             }
         }
@@ -132,7 +177,12 @@ impl FromStr for DiskOptions {
             (false, 0) => options.sector_bytes = 512,
             _ => {}
         }
-        if let Some((controller, lun)) = options.scsi
+        if matches!(options.place, Some(Place::Ide(..))) && (options.dvd || options.detached) {
+            bail!(
+                "ide= goes with neither dvd nor detached: disks alone are on VMBus, and they stay"
+            );
+        }
+        if let Some(Place::Scsi(controller, lun)) = options.place
             && (controller >= CONTROLLERS_MAX || lun >= LUNS_MAX)
         {
             bail!(
@@ -150,19 +200,21 @@ impl FromStr for DiskOptions {
 ///
 /// # Errors
 /// Two disks at one place, or no place left.
-pub fn place(disks: &[DiskOptions]) -> Result<Vec<(u32, u8)>> {
+pub fn place(disks: &[DiskOptions]) -> Result<Vec<Place>> {
     let mut taken = BTreeSet::new();
-    for place in disks.iter().filter_map(|disk| disk.scsi) {
+    for place in disks.iter().filter_map(|disk| disk.place) {
         if !taken.insert(place) {
-            bail!("two disks at scsi={}:{}", place.0, place.1);
+            bail!("two disks at {place}");
         }
     }
     disks
         .iter()
-        .map(|disk| match disk.scsi {
+        .map(|disk| match disk.place {
             Some(place) => Ok(place),
             None => {
-                let next = (0..LUNS_MAX).map(|lun| (0, lun)).find(|place| !taken.contains(place));
+                let next = (0..LUNS_MAX)
+                    .map(|lun| Place::Scsi(0, lun))
+                    .find(|place| !taken.contains(place));
                 let place = next.with_context(|| {
                     format!("controller 0 is full; place {} with scsi=C:L", disk.file.display())
                 })?;
@@ -185,7 +237,9 @@ mod tests {
     fn words() {
         let o = parse("/a b.img,ro,sector=4096,scsi=1:63,direct=off,format=raw").unwrap();
         assert_eq!(o.file, PathBuf::from("/a b.img"));
-        assert_eq!((o.read_only, o.sector_bytes, o.scsi), (true, 4096, Some((1, 63))));
+        assert_eq!((o.read_only, o.sector_bytes), (true, 4096));
+        assert_eq!(o.place, Some(Place::Scsi(1, 63)));
+        assert_eq!(parse("x,ide=1:0").unwrap().place, Some(Place::Ide(1, 0)));
         assert_eq!((o.direct, o.format), (Direct::Off, Format::Raw));
         assert!(!o.volatile && parse("x,cache=volatile").unwrap().volatile);
         let o = parse("x,backing=on,format=qcow2").unwrap();
@@ -210,6 +264,12 @@ mod tests {
             "x,scsi=0:64",
             "x,scsi=0",
             "x,scsi=-1:0",
+            "x,ide=0",
+            "x,ide=2:0",
+            "x,ide=0:2",
+            "x,ide=0:0,scsi=0:0",
+            "x,ide=1:0,dvd",
+            "x,ide=1:0,detached",
             "x,direct=maybe",
             "x,cache=none",
             "x,cache=volatile,ro",
@@ -227,12 +287,15 @@ mod tests {
 
     #[test]
     fn places() {
-        let disks: Vec<_> = ["a", "b,scsi=0:1", "c", "d,scsi=2:0", "e,scsi=0:0"]
+        let disks: Vec<_> = ["a", "b,scsi=0:1", "c", "d,scsi=2:0", "e,scsi=0:0", "f,ide=0:1"]
             .iter()
             .map(|t| parse(t).unwrap())
             .collect();
-        assert_eq!(place(&disks).unwrap(), [(0, 2), (0, 1), (0, 3), (2, 0), (0, 0)]);
+        let scsi = [(0, 2), (0, 1), (0, 3), (2, 0), (0, 0)].map(Place::from);
+        assert_eq!(place(&disks).unwrap(), [&scsi[..], &[Place::Ide(0, 1)]].concat());
         let twice = [parse("a,scsi=0:1").unwrap(), parse("b,scsi=0:1").unwrap()];
+        assert!(place(&twice).is_err());
+        let twice = [parse("a,ide=0:1").unwrap(), parse("b,ide=0:1").unwrap()];
         assert!(place(&twice).is_err());
         assert!(place(&vec![parse("a").unwrap(); 65]).is_err());
     }

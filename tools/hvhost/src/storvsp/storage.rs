@@ -3,7 +3,7 @@
 use crate::memory::Memory;
 use crate::options::Options;
 use crate::storvsp::fault::parse_scsi;
-use crate::storvsp::options::{CONTROLLERS_MAX, DiskOptions, place};
+use crate::storvsp::options::{CONTROLLERS_MAX, DiskOptions, Place, place};
 use crate::storvsp::{Controller, Disk, Fault};
 use crate::vmbus::Bus;
 use anyhow::{Context, Result, bail};
@@ -21,6 +21,8 @@ struct Entry {
 pub struct Storage {
     bus: Arc<Bus>,
     controllers: Mutex<BTreeMap<u32, Entry>>,
+    /// The devices of IDE controllers, which stay.
+    ide: BTreeMap<Place, Arc<Controller>>,
     /// Disks that are plugged in later.
     detached: BTreeMap<(u32, u8), DiskOptions>,
     faults: Vec<Fault>,
@@ -33,7 +35,11 @@ impl Storage {
     /// A disk that cannot be used.
     pub fn new(bus: Arc<Bus>, memory: &Memory, options: &Options) -> Result<Arc<Self>> {
         let places = place(&options.disk)?;
-        let needed = places.iter().map(|(controller, _)| controller + 1).max().unwrap_or(0);
+        let number = |place: &Place| match place {
+            Place::Scsi(controller, _) => Some(controller + 1),
+            Place::Ide(..) => None,
+        };
+        let needed = places.iter().filter_map(number).max().unwrap_or(0);
         // For disks that come later.
         let commands = options.control.is_some() || !options.at.is_empty();
         let count = options.scsi_controllers.unwrap_or(u32::from(commands)).max(needed);
@@ -45,21 +51,33 @@ impl Storage {
             let entry = Entry { controller: Arc::new(controller), offered: None };
             controllers.insert(number, entry);
         }
-        let mut detached = BTreeMap::new();
-        for (disk, (controller, lun)) in options.disk.iter().zip(places) {
-            if disk.detached {
-                detached.insert((controller, lun), disk.clone());
-                continue;
+        let (mut detached, mut ide) = (BTreeMap::new(), BTreeMap::new());
+        for (disk, place) in options.disk.iter().zip(places) {
+            let open = || Disk::open(disk, place, &options.disk_fault);
+            match place {
+                Place::Scsi(controller, lun) if disk.detached => {
+                    detached.insert((controller, lun), disk.clone());
+                }
+                Place::Scsi(controller, lun) => {
+                    let entry = controllers.get(&controller).context("no such controller")?;
+                    entry.controller.add(lun, open()?);
+                }
+                Place::Ide(bus, device) => {
+                    let monitored = options.vmbus_monitor;
+                    let controller = Controller::ide(bus, device, memory, monitored);
+                    controller.add(0, open()?);
+                    ide.insert(place, Arc::new(controller));
+                }
             }
-            let open = Disk::open(disk, (controller, lun), &options.disk_fault)?;
-            let entry = controllers.get(&controller).context("no such controller")?;
-            entry.controller.add(lun, open);
+        }
+        for device in ide.values() {
+            bus.offer(device.clone()).context("no channel is left")?;
         }
         for entry in controllers.values_mut() {
             entry.offered = bus.offer(entry.controller.clone());
         }
         let faults = options.disk_fault.clone();
-        Ok(Arc::new(Self { bus, controllers: Mutex::new(controllers), detached, faults }))
+        Ok(Arc::new(Self { bus, controllers: Mutex::new(controllers), ide, detached, faults }))
     }
 
     fn controllers(&self) -> MutexGuard<'_, BTreeMap<u32, Entry>> {
@@ -75,6 +93,11 @@ impl Storage {
             for (lun, disk) in entry.controller.units() {
                 disk.settle()
                     .with_context(|| format!("disk {number}:{lun} cannot be written out"))?;
+            }
+        }
+        for (place, device) in &self.ide {
+            for (_, disk) in device.units() {
+                disk.settle().with_context(|| format!("disk {place} cannot be written out"))?;
             }
         }
         Ok(())
@@ -103,13 +126,14 @@ impl Storage {
         let place = parse_scsi(text)?;
         let disk = self.detached.get(&place);
         let disk = disk.with_context(|| format!("no --disk …,detached for {text}"))?;
-        self.add(&DiskOptions { scsi: Some(place), ..disk.clone() })
+        self.add(&DiskOptions { place: Some(place.into()), ..disk.clone() })
     }
 
     fn add(&self, options: &DiskOptions) -> Result<String> {
         let controllers = self.controllers();
-        let (number, lun) = match options.scsi {
-            Some(place) => place,
+        let (number, lun) = match options.place {
+            Some(Place::Scsi(controller, lun)) => (controller, lun),
+            Some(place @ Place::Ide(..)) => bail!("{place}: no disk is plugged in there"),
             None => {
                 let first = controllers.get(&0).context("there is no controller 0")?;
                 let taken: Vec<u8> = first.controller.units().iter().map(|u| u.0).collect();
@@ -160,20 +184,28 @@ impl Storage {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "controller {number}{state}");
             for (lun, disk) in entry.controller.units() {
-                let _ = writeln!(
-                    text,
-                    "disk {number}:{lun} sectors={} sector={}{}{}{}",
-                    disk.sectors(),
-                    disk.sector_bytes(),
-                    if disk.is_read_only() { " ro" } else { "" },
-                    if disk.is_dvd() { " dvd" } else { "" },
-                    if disk.is_direct() { " direct" } else { "" },
-                );
+                let _ = writeln!(text, "disk {number}:{lun} {}", describe(&disk));
+            }
+        }
+        for (place, device) in &self.ide {
+            for (_, disk) in device.units() {
+                let _ = writeln!(text, "disk {place} {}", describe(&disk));
             }
         }
         text.truncate(text.trim_end().len());
         text
     }
+}
+
+fn describe(disk: &Disk) -> String {
+    format!(
+        "sectors={} sector={}{}{}{}",
+        disk.sectors(),
+        disk.sector_bytes(),
+        if disk.is_read_only() { " ro" } else { "" },
+        if disk.is_dvd() { " dvd" } else { "" },
+        if disk.is_direct() { " direct" } else { "" },
+    )
 }
 
 fn no_controller(number: u32) -> String {

@@ -272,12 +272,11 @@ impl<S: Sink> StorVsc<S> {
     }
 }
 
-/// The unit of an IDE port: its instance says which target it is (`storvsc_get_ide_info` of
-/// Linux); `None` for SCSI controllers.
+/// The unit of an IDE port; `None` for SCSI controllers. The path is 0, as Linux has it: hosts do not
+/// look at it.
 fn ide_unit(offer: &OfferChannel) -> Option<UnitAddress> {
-    let [_, _, _, _, target, ..] = offer.interface_instance.0;
-    let is_ide = offer.interface_type == interface::IDE;
-    is_ide.then_some(UnitAddress { path: 0, target, lun: 0 })
+    let port = super::ide_port(offer)?;
+    Some(UnitAddress { path: 0, target: port.device as u8, lun: 0 })
 }
 
 impl<H: Hypervisor, S: Sink> Driver<H> for StorVsc<S> {

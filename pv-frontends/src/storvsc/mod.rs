@@ -28,6 +28,22 @@ mod scan;
 mod tests;
 mod unit;
 
+use hv_abi::storvsc::IdePort;
+use hv_abi::vmbus::OfferChannel;
+use hv_abi::vmbus::offer::interface;
+
 pub use command::Cdb;
 pub use driver::{Config, Sink, StorVsc};
 pub use unit::{Disk, Identifier, Unit, UnitAddress, UnitInfo};
+
+/// The IDE port a unit is at; `None`: it is on a SCSI controller.
+#[must_use]
+pub fn ide_port_of(unit: &Unit) -> Option<IdePort> {
+    ide_port(&unit.controller.offer)
+}
+
+/// The IDE port an offer is for; `None` for SCSI controllers.
+fn ide_port(offer: &OfferChannel) -> Option<IdePort> {
+    let is_ide = offer.interface_type == interface::IDE;
+    is_ide.then(|| IdePort::of_instance(offer.interface_instance))
+}

@@ -1,10 +1,12 @@
 //! `pontoon.vbd=NAME:SOURCE[:FLAG..],..`: which of the host's disks the guest sees as which.
 //!
 //! `NAME` is a virtual device ([`Vdev::parse`]). `SOURCE` is `scsiC:L` for LUN `L` of the `C`-th
-//! SCSI controller, in the order the host offers them, or `scsiC:T:L` with a target; `pN` behind it
-//! takes partition `N` alone. Flags: `ro` refuses writes, `cdrom` calls it a CD-ROM drive, `rw` and
+//! SCSI controller, in the order the host offers them, or `scsiC:T:L` with a target; or `ideC:D` for
+//! device `D` of IDE controller `C`; `pN` behind it takes partition `N` alone. Flags: `ro` refuses writes, `cdrom` calls it a CD-ROM drive, `rw` and
 //! `disk` are the defaults. `none` alone: the guest has no disks. Without the option every LUN is
 //! a disk, `xvda` the first.
+
+use core::fmt;
 
 use arrayvec::ArrayVec;
 
@@ -14,15 +16,34 @@ use super::{Kind, Vdev};
 /// Disks the option may name.
 pub const MAX_ENTRIES: usize = 64;
 
+/// A controller of the host's. IDE's come first, as they do where a machine starts from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Controller {
+    /// An IDE controller.
+    Ide(u16),
+    /// A SCSI controller, by order of offer.
+    Scsi(u16),
+}
+
 /// A LUN of the host's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lun {
-    /// The controller, by order of offer.
-    pub controller: u16,
-    /// The target on it.
+    /// The controller.
+    pub controller: Controller,
+    /// The target on it; IDE's device.
     pub target: u8,
-    /// The LUN on that.
+    /// The LUN on that; 0 of IDE's.
     pub lun: u8,
+}
+
+impl fmt::Display for Lun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { controller, target, lun } = self;
+        match controller {
+            Controller::Ide(number) => write!(f, "ide{number}:{target}"),
+            Controller::Scsi(number) => write!(f, "scsi{number}:{target}:{lun}"),
+        }
+    }
 }
 
 /// Where a disk's data is.
@@ -118,8 +139,13 @@ fn parse_entry(text: &str, index: usize) -> Result<Entry, BadOption> {
 /// The source at the head of `scsi0:0:2p1:ro`, and the words behind it.
 fn parse_source(text: &str) -> Option<(Source, core::str::Split<'_, char>)> {
     let mut words = text.split(':');
-    let controller = decimal(words.next()?.strip_prefix("scsi")?)?;
+    let controller = words.next()?;
     let (mut lun, mut partition) = numbers(words.next()?)?;
+    if let Some(controller) = controller.strip_prefix("ide") {
+        let controller = Controller::Ide(decimal(controller)?);
+        return Some((Source { lun: Lun { controller, target: lun, lun: 0 }, partition }, words));
+    }
+    let controller = Controller::Scsi(decimal(controller.strip_prefix("scsi")?)?);
     let mut target = 0;
     // A third number makes the second the target.
     let mut ahead = words.clone();

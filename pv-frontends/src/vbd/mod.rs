@@ -5,5 +5,7 @@ mod number;
 #[cfg(test)]
 mod tests;
 
-pub use config::{BadOption, Entry, Flags, Lun, MAX_ENTRIES, Source, default_entry, parse};
+pub use config::{
+    BadOption, Controller, Entry, Flags, Lun, MAX_ENTRIES, Source, default_entry, parse,
+};
 pub use number::{Kind, Name, Vdev};

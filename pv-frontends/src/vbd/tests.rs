@@ -93,7 +93,7 @@ fn none_alone_is_no_disk() {
 }
 
 fn lun(controller: u16, target: u8, lun: u8) -> Lun {
-    Lun { controller, target, lun }
+    Lun { controller: Controller::Scsi(controller), target, lun }
 }
 
 #[test]
@@ -124,7 +124,10 @@ fn options() {
     for (text, bad) in [
         ("xvda", BadOption::Source(0)),
         ("xvda:", BadOption::Source(0)),
-        ("xvda:ide0:0", BadOption::Source(0)),
+        ("xvda:ide0", BadOption::Source(0)),
+        ("xvda:ide:0", BadOption::Source(0)),
+        ("xvda:ide0:0:1", BadOption::Flag(0)),
+        ("xvda:ide0:1,xvdb:ide0:1", BadOption::Twice(1)),
         ("xvda:scsi0", BadOption::Source(0)),
         ("xvda:scsi0:256", BadOption::Source(0)),
         ("xvda:scsi0:0p0", BadOption::Source(0)),
@@ -140,6 +143,16 @@ fn options() {
     // The same data twice is fine where nobody writes it; so are two partitions.
     assert_eq!(parse("xvda:scsi0:0:ro,xvdb:scsi0:0:ro").unwrap().len(), 2);
     assert_eq!(parse("xvda1:scsi0:0p1,xvda2:scsi0:0p2").unwrap().len(), 2);
+    let ide = |controller, target| Lun { controller: Controller::Ide(controller), target, lun: 0 };
+    let entries = parse("xvda:ide1:0,sda1:ide0:1p2:ro,xvdb:scsi1:0").unwrap();
+    let places: std::vec::Vec<_> =
+        entries.iter().map(|e| (e.source.lun, e.source.partition, e.flags.read_only)).collect();
+    assert_eq!(
+        places,
+        [(ide(1, 0), None, false), (ide(0, 1), Some(2), true), (lun(1, 0, 0), None, false)]
+    );
+    assert!(ide(0, 1) < ide(1, 0) && ide(1, 1) < lun(0, 0, 0));
+    assert_eq!(std::format!("{} {}", ide(1, 0), lun(2, 0, 3)), "ide1:0 scsi2:0:3");
     let many: std::vec::Vec<_> = (0..65).map(|n| std::format!("d{n}:scsi0:{n}")).collect();
     assert_eq!(parse(&many.join(",")).unwrap_err(), BadOption::TooMany);
     let entry = default_entry(1, lun(0, 0, 7), true);

@@ -15,7 +15,7 @@ use pv_frontends::blkback::{
 };
 use pv_frontends::disk::{Extent, Part};
 use pv_frontends::storvsc::{self, Sink, Unit};
-use pv_frontends::vbd::{self, Entry, Lun};
+use pv_frontends::vbd::{self, Controller, Entry, Lun};
 use pv_frontends::vmbus::VmBus;
 use spin::{Mutex, RwLock};
 
@@ -268,18 +268,22 @@ fn parse(wanted: &[u8]) -> Option<ArrayVec<Entry, { vbd::MAX_ENTRIES }>> {
     Some(entries.unwrap_or_default())
 }
 
-/// Where a unit is, by the order of the controllers; IDE's come last.
-fn address(unit: &Unit) -> (u16, u8, u8) {
-    let known = KNOWN.lock();
-    let nr = known.controllers.iter().position(|guid| *guid == unit.controller());
-    let nr = nr.and_then(|nr| u16::try_from(nr).ok()).unwrap_or(u16::MAX);
-    (nr, unit.address().target, unit.address().lun)
+/// Where a unit is, by the order of the controllers.
+fn address(unit: &Unit) -> Lun {
+    let controller = match storvsc::ide_port_of(unit) {
+        Some(port) => Controller::Ide(u16::try_from(port.controller).unwrap_or(u16::MAX)),
+        None => {
+            let known = KNOWN.lock();
+            let nr = known.controllers.iter().position(|guid| *guid == unit.controller());
+            Controller::Scsi(nr.and_then(|nr| u16::try_from(nr).ok()).unwrap_or(u16::MAX))
+        }
+    };
+    Lun { controller, target: unit.address().target, lun: unit.address().lun }
 }
 
 /// What is to be made of a unit.
 fn entries(unit: &Unit) -> ArrayVec<Entry, { vbd::MAX_ENTRIES }> {
-    let (controller, target, lun) = address(unit);
-    let lun = Lun { controller, target, lun };
+    let lun = address(unit);
     match &KNOWN.lock().wanted {
         Some(wanted) => wanted.iter().filter(|entry| entry.source.lun == lun).copied().collect(),
         None => {
@@ -380,8 +384,7 @@ fn make(env: &Env<'_, Shim<'_>>, unit: &Arc<Unit>, entry: Entry, extent: Option<
         && disk.vbd.watched().is_some_and(|path| watcher.watch(env, &path));
     let sectors = disk.vbd.device().info().sectors;
     if announced {
-        let at = entry.source.lun;
-        log!(Info, "{name}: {} MiB, scsi{}:{}:{}", sectors >> 11, at.controller, at.target, at.lun);
+        log!(Info, "{name}: {} MiB, {}", sectors >> 11, entry.source.lun);
     } else {
         log!(Error, "{name}: no room in xenstore, or a disk that makes no sense");
         DISKS.write()[usize::from(disk.vbd.index())] = None;

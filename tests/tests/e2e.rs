@@ -29,6 +29,8 @@ use std::time::Duration;
 
 #[path = "e2e/disk.rs"]
 mod disk;
+#[path = "e2e/ide.rs"]
+mod ide;
 #[path = "e2e/keyboard.rs"]
 mod keyboard;
 #[path = "e2e/smp.rs"]
@@ -84,13 +86,14 @@ fn main() -> ExitCode {
 
 type Test = fn(&mut Lab, &str, &[String]) -> Result<()>;
 
-const TESTS: [(&str, Test); 16] = [
+const TESTS: [(&str, Test); 17] = [
     ("stress", stress),
     ("timers", timers),
     ("reboot", reboot),
     ("crash", crash),
     ("shell", shell),
     ("keyboard", keyboard::under_shim),
+    ("ide", ide::under_shim),
     ("smp-2", smp::two),
     ("smp-4", smp::four),
     ("smp-8", smp::eight),
@@ -103,17 +106,18 @@ const TESTS: [(&str, Test); 16] = [
     ("smp-tsc", smp::other_tsc),
 ];
 /// Tests of what the shim does whatever the kernel: with one, unless kernels were chosen.
-const OF_ONE_KERNEL: [&str; 7] =
-    ["keyboard", "smp-2", "smp-ends", "smp-fewer", "smp-missing", "smp-offline", "smp-tsc"];
+const OF_ONE_KERNEL: [&str; 8] =
+    ["ide", "keyboard", "smp-2", "smp-ends", "smp-fewer", "smp-missing", "smp-offline", "smp-tsc"];
 const ONE_KERNEL: &str = "bookworm";
 /// Those that take minutes where there are two processors: of the kernels chosen, if some were.
 const OF_CHOSEN_KERNELS: [&str; 3] = ["smp-8", "smp-16", "smp-64"];
-const NATIVE: [(&str, Test); 6] = [
+const NATIVE: [(&str, Test); 7] = [
     ("detect", native_detect),
     ("withheld", native_withheld),
     ("reboot", native_reboot),
     ("disk", disk::native),
     ("disk-like-openvmm", disk::like_openvmm),
+    ("ide", ide::native),
     ("keyboard", keyboard::native),
 ];
 
@@ -167,8 +171,8 @@ impl Set {
             // They boot, keep time and power off. The full host runs them as part of the stress
             // program.
             ("timers", _) => !self.without.is_empty(),
-            // Without crash registers it ends otherwise, which "crash" looks at; keyboards need VMBus.
-            ("keyboard" | "smp-ends" | "smp-tsc", None) => self.without.is_empty(),
+            // Without crash registers it ends otherwise, which "crash" looks at; the others need VMBus.
+            ("ide" | "keyboard" | "smp-ends" | "smp-tsc", None) => self.without.is_empty(),
             (name, None) => self.without.is_empty() || !OF_CHOSEN_KERNELS.contains(&name),
             ("reboot", Some(feature)) => feature == HvFeatures::RESET,
             ("crash", Some(feature)) => feature == HvFeatures::CRASH,

@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 const PATTERN_AT: usize = 16 * 4096;
 
 /// Bytes that repeat nowhere near.
-fn bytes(seed: u32, count: usize) -> Vec<u8> {
+pub fn bytes(seed: u32, count: usize) -> Vec<u8> {
     let mut state = seed;
     let step = |state: &mut u32| {
         *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -24,7 +24,7 @@ fn bytes(seed: u32, count: usize) -> Vec<u8> {
     (0..count).map(|_| step(&mut state)).collect()
 }
 
-fn md5(path: &Path) -> Result<String> {
+pub fn md5(path: &Path) -> Result<String> {
     let out = std::process::Command::new("md5sum").arg(path).output().context("md5sum")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     Ok(text.split(' ').next().unwrap_or_default().to_owned())

@@ -1,0 +1,43 @@
+#!/bin/sh
+# First process of the tests of IDE's disks: writes to every disk that can be written, and says what all
+# of them are. Lines that begin with @@ are read by the test. On the command line: pontoon_disks= how
+# many there are.
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev 2>/dev/null
+for module in $(cat /modules/list); do
+	insmod "/modules/$module" || echo "@@ failed insmod $module"
+done
+for word in $(cat /proc/cmdline); do
+	case $word in
+	pontoon_*) eval "${word#pontoon_}" ;;
+	esac
+done
+
+n=0
+while [ "$(ls -d /sys/block/sd* /sys/block/xvd* 2>/dev/null | wc -l)" -lt "$disks" ]; do
+	n=$((n + 1))
+	if [ $n -gt 300 ]; then
+		echo "@@ failed to find $disks disks"
+		break
+	fi
+	usleep 100000
+done
+for disk in /sys/block/sd* /sys/block/xvd*; do
+	[ -e "$disk" ] || continue
+	name=${disk##*/}
+	if [ "$(cat "$disk/ro")" = 0 ]; then
+		dd if=/dev/urandom of="/dev/$name" bs=4096 count=32 seek=5 oflag=direct 2>/dev/null || echo "@@ failed to write $name"
+	fi
+	sync
+	echo 3 >/proc/sys/vm/drop_caches
+	sum=$(md5sum <"/dev/$name")
+	echo "@@ disk-$name $(cat "$disk/size") $(cat "$disk/ro") ${sum%% *} $(readlink -f "$disk/device")"
+done
+echo "@@ log begin"
+dmesg -r | grep '^<[0-4]>'
+echo "@@ log end"
+echo "@@ end"
+sync
+poweroff -f
+sleep 60

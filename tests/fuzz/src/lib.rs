@@ -11,6 +11,7 @@ mod disk;
 mod gnttab;
 mod import;
 mod input;
+mod keyboard;
 mod netif;
 mod netvsc;
 mod ring;
@@ -89,7 +90,7 @@ impl Target {
 }
 
 /// All targets.
-pub static TARGETS: [Target; 22] = [
+pub static TARGETS: [Target; 23] = [
     target("vmbus_ring", ring::vmbus_ring, ring::seeds, 4096).required(),
     target("storvsc", storvsc::storvsc, storvsc::seeds, 2048).required(),
     target("blkif", blkif::blkif, blkif::seeds, 2048).required(),
@@ -105,6 +106,7 @@ pub static TARGETS: [Target; 22] = [
     target("decompress", decompress, seeds::decompress, 4096),
     target("image", disk::image, disk::image_seeds, 1024),
     target("kernel", kernel, seeds::kernels, 4096),
+    target("keyboard", keyboard::keyboard, keyboard::seeds, 1024),
     target("lvm", import::lvm, import::lvm_seeds, 2048).words(import::LVM_WORDS),
     target("ovf", import::ovf, import::ovf_seeds, 2048),
     target("partition", block::partition, block::partition_seeds, 24 << 10),

@@ -27,6 +27,7 @@ pub(crate) const OPTIONS: &[&str] = &[
     "sdb",
     "hdc",
     "scsi0:",
+    "ide0:",
     ":ro",
     ":rw",
     ":cdrom",

@@ -25,6 +25,7 @@ enum Options {
 
 /// Runs the benchmark the first word names.
 pub fn run(rest: Vec<String>) -> Result<()> {
+    pontoon::cleanup::on_signals(|| ())?;
     let words = std::iter::once("cargo xtask bench".to_owned()).chain(rest);
     match Options::try_parse_from(words) {
         Ok(Options::Micro(options)) => micro::run(&options),

@@ -195,13 +195,18 @@ fn run(boot: &Boot) -> Result<Status> {
     Ok(outcome.status)
 }
 
+/// The disk a guest boots from.
+fn first_disk(boot: &Boot) -> Option<&Path> {
+    let is_dvd = |disk: &&String| disk.split(',').any(|word| word == "dvd");
+    let disk = boot.disk.iter().find(|d| !is_dvd(d))?;
+    Some(Path::new(disk.split(',').next().unwrap_or_default()))
+}
+
 /// The first disk's own kernel, where no other is asked for.
 fn from_disk(boot: &Boot, work: &Path) -> Result<Option<Files>> {
-    let is_dvd = |disk: &&String| disk.split(',').any(|word| word == "dvd");
-    let Some(disk) = boot.disk.iter().find(|d| !is_dvd(d)).filter(|_| boot.kernel.is_none()) else {
+    let Some(path) = first_disk(boot).filter(|_| boot.kernel.is_none()) else {
         return Ok(None);
     };
-    let path = Path::new(disk.split(',').next().unwrap_or_default());
     let mut files = image::take(path, boot.entry.as_deref(), boot.append.as_deref(), work)
         .context("no kernel in the first disk (--kernel boots another)")?;
     files.initrd = boot.initrd.clone().or(files.initrd);
@@ -236,12 +241,22 @@ fn from_options(boot: &Boot, work: &Path) -> Result<Files> {
     Ok(Files { kernel, initrd: Some(initrd), append })
 }
 
+/// A boot loader; what it will not boot by default is said before it starts.
+fn from_loader(boot: &Boot, loader: Loader) -> Result<Files> {
+    // A disk that cannot be read here is for the loader to read.
+    let default = first_disk(boot).map(|path| (path, image::Boot::from_image(path, None)));
+    if let Some((path, Ok(default))) = default
+        && let Some(why) = loader.obstacle(&default.kernel)
+    {
+        say(format!("{}: \"{}\": {why}", path.display(), default.title));
+    }
+    Ok(Files { kernel: loader.image()?, initrd: None, append: String::new() })
+}
+
 /// The guest as the options describe it, with what they leave open filled in.
 fn describe(boot: &Boot, work: &Path) -> Result<Machine> {
     let files = match boot.bootloader {
-        Some(Loader::Pvgrub2) => {
-            Files { kernel: Loader::Pvgrub2.image()?, initrd: None, append: String::new() }
-        }
+        Some(loader) => from_loader(boot, loader)?,
         None => from_disk(boot, work)?.map_or_else(|| from_options(boot, work), Ok)?,
     };
     let Files { kernel, initrd, mut append } = files;

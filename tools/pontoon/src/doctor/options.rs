@@ -1,6 +1,7 @@
 //! The command: what it says of each file it is given.
 
 use super::{Report, kernel};
+use crate::bootloader::Loader;
 use crate::guest::Payload;
 use crate::image::{self, Boot};
 use crate::import::host::Host;
@@ -140,6 +141,9 @@ fn payload(payload: &Payload) -> Report {
     }
     if let Some(hint) = image::console_hint(&payload.cmdline) {
         report.warn(hint);
+    }
+    if let Some(why) = Loader::Pvgrub2.obstacle(&payload.kernel) {
+        report.warn(why);
     }
     let root = payload
         .cmdline

@@ -173,6 +173,9 @@ impl Output {
             "{} MiB of memory: 32 MiB to 1 TiB can be had",
             plan.guest.memory_mib
         );
+        if let Some(line) = self.not_by_loader(&plan) {
+            crate::say(line);
+        }
         self.choose_boot(&mut plan.boot)?;
         // Nothing that is wrong here would be right later.
         plan.guest.words(&plan.places(self.format)?)?;
@@ -196,6 +199,15 @@ impl Output {
             plan.stem()
         );
         Ok(())
+    }
+
+    /// What the boot loader will not boot by default, as far as that can be told yet.
+    fn not_by_loader(&self, plan: &Plan) -> Option<String> {
+        let loader = self.bootloader?;
+        let disk = plan.disks.first()?;
+        let found = disk.source.as_ref()?.boot(None).ok()??;
+        let why = loader.obstacle(&found.kernel)?;
+        Some(format!("{}: \"{}\": {why}", disk.vdev.name(), found.title))
     }
 
     fn choose_boot(&self, boot: &mut Boot) -> Result<()> {

@@ -29,7 +29,7 @@ const LIMIT: Duration = Duration::from_secs(400);
 
 type Test = fn(&str) -> Result<()>;
 
-const TESTS: [(&str, Test); 11] = [
+const TESTS: [(&str, Test); 12] = [
     ("grub-bios", grub_bios),
     ("grub-uefi", grub_uefi),
     ("uefi", uefi),
@@ -40,7 +40,8 @@ const TESTS: [(&str, Test); 11] = [
     ("screen-bios", screen_bios),
     ("screen-uefi", screen_uefi),
     ("pvgrub2", pvgrub::default_entry),
-    ("pvgrub2-menu", pvgrub::chosen_entry),
+    ("pvgrub2-newer", pvgrub::newer_kernel),
+    ("pvgrub2-older", pvgrub::older_kernel),
 ];
 
 /// OVMF takes QEMU 7.2 down when that emulates nested virtualization.

@@ -67,7 +67,7 @@ impl Samples {
         fs::copy(&self.kernel, tree.join("boot/vmlinuz"))?;
         fs::copy(&self.initrd, tree.join("boot/initrd.img"))?;
         let menu = format!(
-            "set default=1\nmenuentry 'other' {{\n\tlinux /boot/none\n}}\nmenuentry 'guest' {{\n\
+            "set default=1\nset timeout=0\nmenuentry 'other' {{\n\tlinux /boot/none\n}}\nmenuentry 'guest' {{\n\
              \tlinux /boot/vmlinuz root=/dev/xvda1 {cmdline}\n\tinitrd /boot/initrd.img\n}}\n"
         );
         fs::write(tree.join("boot/grub/grub.cfg"), menu)?;

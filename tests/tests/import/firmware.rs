@@ -4,13 +4,17 @@ use crate::sources::PONTOON;
 use anyhow::{Result, ensure};
 use pontoon::cleanup::Scratch;
 use pontoon::host::{Input, Machine};
-use pontoon::outcome::Status;
+use pontoon::outcome::{Outcome, Status};
 use pontoon::qemu::{BootDisk, Firmware, Qemu};
 use pontoon::qemu_img::{self, Disk, Format};
+use pontoon_tests::dialogue::Dialogue;
 use pontoon_tests::parts::run;
 use pontoon_tests::samples::{Samples, cmdline};
 use pontoon_tests::transcript::Transcript;
 use pontoon_tests::trials::shown;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -28,24 +32,20 @@ pub const FORMS: [(&str, Form); 4] = [
     ("pack-iso-uefi", ("iso", Format::Raw, Firmware::Uefi, "note=a,b")),
 ];
 
+/// The forms of the two generations that start PvGrub2.
+pub const LOADERS: [(&str, Form); 2] = [
+    ("pack-pvgrub2-uefi", ("vhdx", Format::Vhdx, Firmware::Uefi, "")),
+    ("pack-pvgrub2-bios", ("vhd", Format::Vhd, Firmware::Bios, "")),
+];
+
 /// Makes a pack and boots it: the kernel is there, with its initrd and its words.
-pub fn started(spec: &str, (form, format, firmware, words): Form) -> Result<()> {
+pub fn started(spec: &str, form: Form) -> Result<()> {
     let scratch = Scratch::new()?;
     let samples = Samples::new(scratch.path(), spec)?;
-    let wanted = format!("{} {words}", cmdline(0, 0));
-    let pack = samples.path("pack");
-    let mut command = Command::new(PONTOON.find()?);
-    command.args(["pack", "--format", form, "--name", "packed", "--append", &wanted, "--kernel"]);
-    command.arg(&samples.kernel).arg("--initrd").arg(&samples.initrd).arg("-o").arg(&pack);
-    run(&mut command)?;
-    let from = Disk { path: pack.join(format!("packed.{form}")), format };
-    let raw = Disk { path: samples.path("boot.raw"), format: Format::Raw };
-    qemu_img::convert(&from, &raw, &[], "the pack")?;
-    let image = raw.path;
-    let qemu = Qemu { boot_disk: Some(BootDisk { image, firmware }), ..Qemu::default() };
-    let mut machine = Machine::new(scratch.path(), None, "");
-    machine.timeout = Some(LIMIT);
-    let outcome = qemu.run(&machine, &Input::default(), &mut shown(|_| {}))?;
+    let wanted = format!("{} {}", cmdline(0, 0), form.3);
+    let mut boots: Vec<&OsStr> = ["--append", &wanted, "--kernel"].map(OsStr::new).into();
+    boots.extend([samples.kernel.as_os_str(), "--initrd".as_ref(), samples.initrd.as_os_str()]);
+    let outcome = boot(scratch.path(), form, &boots, &[])?;
     let transcript = Transcript::of(&outcome);
     let tail = transcript.tail();
     ensure!(outcome.status == Status::POWER_OFF, "ended by {}:\n{tail}", outcome.status.text());
@@ -53,4 +53,44 @@ pub fn started(spec: &str, (form, format, firmware, words): Form) -> Result<()> 
     ensure!(is == wanted, "the command line is \"{is}\", not \"{wanted}\":\n{tail}");
     ensure!(transcript.mark("end").is_some(), "no end:\n{tail}");
     Ok(())
+}
+
+/// Makes a pack that starts PvGrub2 and boots it. Plain QEMU has none of the disks its menus are on,
+/// so it asks, and is told to power off.
+pub fn asks(form: Form) -> Result<()> {
+    let scratch = Scratch::new()?;
+    let disk = scratch.path().join("empty.img");
+    File::create(&disk)?.set_len(1 << 20)?;
+    let disk = format!("xvda={}", disk.display());
+    let boots = ["--bootloader", "pvgrub2", "--disk", &disk].map(OsStr::new);
+    let steps = [("grub> ", "echo it-runs-on-$grub_platform"), ("it-runs-on-xen", "halt")];
+    let outcome = boot(scratch.path(), form, &boots, &steps)?;
+    let ended = outcome.status;
+    let text = outcome.console_text();
+    ensure!(text.contains("it-runs-on-xen"), "no PvGrub2:\n{text}");
+    ensure!(ended == Status::POWER_OFF, "ended by {}:\n{text}", ended.text());
+    Ok(())
+}
+
+/// Makes a pack of what is to boot, and boots it; what is typed then, and when.
+fn boot(
+    dir: &Path,
+    (form, format, firmware, _): Form,
+    boots: &[&OsStr],
+    steps: &[(&str, &str)],
+) -> Result<Outcome> {
+    let pack = dir.join("pack");
+    let mut command = Command::new(PONTOON.find()?);
+    command.args(["pack", "--format", form, "--name", "packed"]).args(boots).arg("-o").arg(&pack);
+    run(&mut command)?;
+    let from = Disk { path: pack.join(format!("packed.{form}")), format };
+    let raw = Disk { path: dir.join("boot.raw"), format: Format::Raw };
+    qemu_img::convert(&from, &raw, &[], "the pack")?;
+    let image = raw.path;
+    let qemu = Qemu { boot_disk: Some(BootDisk { image, firmware }), ..Qemu::default() };
+    let mut machine = Machine::new(dir, None, "");
+    machine.timeout = Some(LIMIT);
+    let input = Input::default();
+    let mut dialogue = Dialogue::new(&input, steps);
+    qemu.run(&machine, &input, &mut shown(|bytes| dialogue.hear(bytes)))
 }

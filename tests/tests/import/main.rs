@@ -37,6 +37,13 @@ fn main() -> ExitCode {
             };
             trials.add(format!("{kernel}/{name}"), run, |_| false);
         }
+        for (name, form) in firmware::LOADERS {
+            let run = move |lab: &mut Lab| {
+                *lab = Lab::default();
+                firmware::asks(form)
+            };
+            trials.add(format!("{kernel}/{name}"), run, |_| false);
+        }
     }
     trials.run()
 }

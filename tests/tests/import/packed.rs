@@ -62,13 +62,14 @@ pub fn machine(pack: &Path, name: &str, work: &Path) -> Result<Machine> {
             fs::write(&to, volume.read(&format!("/pontoon/{file}"))?)?;
             Ok(to)
         };
-        let (kernel, initrd) = (take("kernel")?, take("initrd")?);
+        let kernel = take("kernel")?;
+        let initrd = volume.has("/pontoon/initrd")?.then(|| take("initrd")).transpose()?;
         let text = |file: &str| Ok::<_, anyhow::Error>(String::from_utf8(volume.read(file)?)?);
         let cmdline = text("/pontoon/cmdline")?.trim().to_owned();
         let config = text("/pontoon/config")?;
         let lines = config.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
         let words = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-        Machine::new(&kernel, Some(&initrd), &format!("{cmdline} {words}"))
+        Machine::new(&kernel, initrd.as_deref(), &format!("{cmdline} {words}"))
     };
     (machine.memory_mib, machine.cpus) = (devices.memory_mib, devices.cpus);
     // The disk it starts from is there, too, and must not be seen.
@@ -112,6 +113,10 @@ impl Esp {
         let fs = image_fs::open(Rc::new(window))?;
         ensure!(fs.read("/EFI/BOOT/BOOTX64.EFI", 64 << 20)?.starts_with(b"MZ"), "no application");
         Ok(Self(fs))
+    }
+
+    fn has(&self, path: &str) -> Result<bool> {
+        Ok(self.0.kind(path)?.is_some())
     }
 
     fn read(&self, path: &str) -> Result<Vec<u8>> {

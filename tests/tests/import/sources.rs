@@ -35,7 +35,7 @@ pub struct Sample {
 type Make = fn(&Samples) -> Result<Sample>;
 
 /// Every source there is.
-pub const SOURCES: [(&str, Make); 7] = [
+pub const SOURCES: [(&str, Make); 8] = [
     ("xl", xl),
     ("xva-sha1", |samples| xva(samples, Sums::Sha1)),
     ("xva-xxhash", |samples| xva(samples, Sums::XxHash)),
@@ -43,6 +43,7 @@ pub const SOURCES: [(&str, Make); 7] = [
     ("raw", raw),
     ("lvm", lvm),
     ("partition", partition),
+    ("pvgrub2", pvgrub2),
 ];
 
 fn text(path: &Path) -> String {
@@ -132,6 +133,13 @@ fn single(path: &Path, name: &'static str, disk: &'static str) -> Sample {
 fn raw(samples: &Samples) -> Result<Sample> {
     let disk = samples.disk("raw-guest.img", "dos", &cmdline(1, 1))?;
     Ok(single(&disk, "raw-guest", "xvda"))
+}
+
+/// The same, but that PvGrub2 is what the pack starts: it finds the kernel.
+fn pvgrub2(samples: &Samples) -> Result<Sample> {
+    let mut sample = raw(samples)?;
+    sample.args.extend(["--bootloader", "pvgrub2"].map(str::to_owned));
+    Ok(sample)
 }
 
 /// A partition's file system, as Xen's hosts have them for `xvda1`.

@@ -1,7 +1,8 @@
 #!/bin/sh
 # First process of the keyboard tests. Lines that begin with @@ are read by the test, which has keys
 # pressed when it sees some of them. On the command line: pontoon_tty= what they type on,
-# pontoon_first= and pontoon_second= how many bytes that is, before the keyboard is taken away and after.
+# pontoon_first= and pontoon_second= how many bytes that is, before the keyboard is taken away and after;
+# pontoon_much= bytes that are typed while nobody reads.
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2>/dev/null
@@ -52,6 +53,10 @@ echo "@@ log begin"
 dmesg -r | grep '^<[0-4]>'
 echo "@@ log end"
 if [ "$tty" = /dev/hvc0 ]; then
+	echo "@@ much-now"
+	sleep 3
+	sum=$(timeout 120 dd bs=1 count="$much" <&3 2>/dev/null | md5sum)
+	echo "@@ much ${sum%% *}"
 	stty sane <&3
 	exec 3<&-
 	setsid cttyhack sh

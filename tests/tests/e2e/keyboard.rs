@@ -1,6 +1,7 @@
 //! The synthetic keyboard. Natively, Linux's driver and the keymap of its own console judge hvhost's;
 //! under the shim the same keys are to type the same bytes on hvc0, and a shell answers them.
 
+use crate::disk::md5;
 use crate::{LIMIT, Lab, MEMORY_MIB, ended};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::{Input, Machine};
@@ -60,6 +61,11 @@ fn characters() -> Vec<u8> {
     (b' '..=b'~').rev().collect()
 }
 
+/// More than the shim and the guest's kernel hold of what nobody reads.
+fn much() -> Vec<u8> {
+    characters().repeat(100)
+}
+
 /// As `type` takes it.
 fn escaped(text: &[u8]) -> String {
     String::from_utf8_lossy(text).replace('\\', "\\\\")
@@ -81,7 +87,8 @@ fn machine(lab: &mut Lab, spec: &str, tty: &str, more: &[(&str, &str)]) -> Resul
     let bytes: usize = KEYS.iter().map(|(_, bytes)| bytes.len()).sum();
     let (first, second) = (characters().len() + bytes, characters().len());
     let append = format!(
-        "console={console} quiet panic=-1 pontoon_tty={tty} pontoon_first={first} pontoon_second={second}"
+        "console={console} quiet panic=-1 pontoon_tty={tty} pontoon_first={first} pontoon_second={second} pontoon_much={}",
+        much().len()
     );
     let mut machine = Machine::new(&kernel.vmlinuz()?, Some(&initrd), &append);
     machine.memory_mib = MEMORY_MIB;
@@ -154,16 +161,23 @@ pub fn under_shim(lab: &mut Lab, spec: &str, _: &[String]) -> Result<()> {
         // Only hvhost has keyboards.
         return Ok(());
     }
+    let much_typed = format!("type {}", escaped(&much()));
+    // Each prompt is another one, so that nothing is typed before the shell reads.
     let dialogue = [
-        ("/ # ", "type echo answer $((6*7)), Grüße \u{1f600}\\n"),
+        ("@@ much-now", much_typed.as_str()),
+        ("/ # ", "type echo answer $((6*7)), Grüße \u{1f600}; PS1=\"n$((n=n+1))> \"\\n"),
         // Again, by the shell's history; and what is half typed goes.
-        ("answer 42, Grüße \u{1f600}", "key up enter"),
-        ("answer 42, Grüße \u{1f600}", "type exit 5"),
-        ("answer 42, Grüße \u{1f600}", "key ctrl-c"),
-        ("answer 42, Grüße \u{1f600}", "type exit\\n"),
+        ("n1> ", "key up enter"),
+        ("n2> ", "type exit 5"),
+        ("n2> ", "key ctrl-c"),
+        ("n2> ", "type exit\\n"),
     ];
-    let machine = machine(lab, spec, "/dev/hvc0", &dialogue)?;
+    let mut machine = machine(lab, spec, "/dev/hvc0", &dialogue)?;
+    machine.cpus = 2;
     let (transcript, said) = typed(lab, &machine)?;
+    let file = lab.scratch()?.join("much");
+    fs::write(&file, much())?;
+    ensure!(transcript.mark("much") == Some(&md5(&file)?), "not all of much is there");
     let answers = transcript.text.matches("answer 42, Grüße \u{1f600}").count();
     ensure!(answers == 2, "{answers} answers of the shell:\n{}", transcript.tail());
     ensure!(

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 /// The command.
 pub const PONTOON: Artefact = Artefact { package: "pontoon", binary: "pontoon", target: LINUX };
-const LIMIT: Duration = Duration::from_secs(300);
+/// PvGrub2 waits for each page it reads.
+const LIMIT: Duration = Duration::from_secs(600);
 const MACS: [&str; 2] = ["00:16:3e:5a:01:02", "8a:fe:01:02:03:04"];
 
 /// What is to be imported, and what it has.

@@ -31,16 +31,25 @@ pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     crash(&text, None)
 }
 
+/// Logs what was counted: the guest is about to end.
+fn report() {
+    crate::devices::report();
+    let cpus = 0..crate::guest::domain().nr_vcpus;
+    if let Some((used, bytes)) = cpus.map(|cpu| percpu::Area::of(cpu).stack_used()).max() {
+        log!(Info, "stack: {used} of {bytes} bytes used at most");
+    }
+}
+
 /// The domain ends.
 pub fn shutdown(why: Shutdown, regs: Option<&CpuRegs>) -> ! {
     smp::end_others(percpu::current_id());
     match why {
         Shutdown::Poweroff => {
-            crate::devices::report();
+            report();
             crate::power::off()
         }
         Shutdown::Reboot => {
-            crate::devices::report();
+            report();
             crate::devices::unload();
             crate::power::reset()
         }

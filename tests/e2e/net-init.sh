@@ -129,7 +129,7 @@ test_whole() {
 
 	echo '@@ attach'
 	wait_for '[ -d /sys/class/net/eth1 ]'
-	ip link set eth1 up
+	wait_for 'ip link set eth1 up 2>/dev/null'
 	echo "@@ second $(cat /sys/class/net/eth1/address)"
 	wait_for 'ip -6 addr show dev eth1 | grep -q fe80'
 	echo '@@ remove'
@@ -163,7 +163,7 @@ test_xen_queues() {
 	addresses eth0 "$here4" "$here6"
 	echo "@@ queues $(ls -d /sys/class/net/eth0/queues/rx-* | wc -l)"
 	on_all_queues
-	echo "@@ interrupts $(awk '$NF ~ /^vif0-q[0-9]+-rx$/ && $2 + $3 + $4 + $5 > 100' /proc/interrupts | wc -l)"
+	echo "@@ interrupts $(awk '$NF ~ /^vif0-q[0-9]+-rx$/ && $2 + $3 + $4 + $5 > 20' /proc/interrupts | wc -l)"
 }
 
 # So many connections that each queue has some.
@@ -209,7 +209,7 @@ test_xen() {
 	for round in 1 2; do
 		echo "@@ attach-$round"
 		wait_for '[ -d /sys/class/net/eth1 ]'
-		ip link set eth1 up
+		wait_for 'ip link set eth1 up 2>/dev/null'
 		echo "@@ second $(cat /sys/class/net/eth1/address)"
 		wait_for 'ip -6 addr show dev eth1 | grep -q fe80'
 		echo "@@ remove-$round"

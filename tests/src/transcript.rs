@@ -52,6 +52,16 @@ impl Transcript {
         self.marks.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
+    /// Bytes of ring 0's stacks that were used at most, of those there are: with `pontoon.log=info`, when
+    /// the guest has ended.
+    #[must_use]
+    pub fn stack(&self) -> Option<(u64, u64)> {
+        let mut lines = self.text.lines();
+        let said = lines.find_map(|line| line.trim().strip_prefix("pontoon: stack: "))?;
+        let (used, rest) = said.split_once(" of ")?;
+        Some((used.parse().ok()?, rest.split(' ').next()?.parse().ok()?))
+    }
+
     /// The last lines of the console.
     #[must_use]
     pub fn tail(&self) -> String {
@@ -73,6 +83,13 @@ mod tests {
         assert_eq!(t.mark("end"), Some(""));
         assert_eq!(t.mark("stress"), None);
         assert_eq!(t.log, Some(vec!["<4>[ 1.0] x".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_said_of_stacks() {
+        let t = Transcript::parse("pontoon: stack: 9656 of 16384 bytes used at most\r\n");
+        assert_eq!(t.stack(), Some((9656, 16384)));
+        assert_eq!(Transcript::parse("pontoon: stack: some\n").stack(), None);
     }
 
     #[test]

@@ -5,13 +5,18 @@
 //! two ends meet on one vCPU go together, so that no other has to be interrupted; the others are
 //! spread evenly. While nothing is known of vCPUs, queue `n` goes with queue `n`.
 
-use core::sync::atomic::{AtomicU16, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use spin::Mutex;
+use translate::domain::MAX_VCPUS;
 
 use super::MAX_QUEUES;
 
 const MAX: usize = MAX_QUEUES as usize;
+/// No vCPU and no queue.
+const UNKNOWN: u8 = u8::MAX;
+const _: () = assert!(MAX < UNKNOWN as usize);
+const _: () = assert!(MAX_VCPUS < UNKNOWN as usize);
 
 /// Which way packets go, as the guest sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,15 +30,15 @@ pub(super) enum Direction {
 /// One direction.
 struct Way {
     /// The vCPU that hears of the frontend's queue.
-    vcpus: [AtomicU16; MAX],
+    vcpus: [AtomicU8; MAX],
     /// Where it goes: by the number of the sending side's queue, that of the other's.
-    to: [AtomicU16; MAX],
+    to: [AtomicU8; MAX],
 }
 
 impl Way {
     const fn new() -> Self {
-        let unknown = [const { AtomicU16::new(u16::MAX) }; MAX];
-        Self { vcpus: unknown, to: [const { AtomicU16::new(0) }; MAX] }
+        let unknown = [const { AtomicU8::new(UNKNOWN) }; MAX];
+        Self { vcpus: unknown, to: [const { AtomicU8::new(0) }; MAX] }
     }
 }
 
@@ -66,7 +71,7 @@ impl Ways {
 
     /// The queue of the frontend's that gets what comes by this queue of the device's.
     pub(super) fn queue(&self, device_queue: u32) -> u16 {
-        to(&self.rx, device_queue as usize % MAX)
+        to(&self.rx, device_queue as usize % MAX).into()
     }
 
     /// So many queues there are.
@@ -81,7 +86,7 @@ impl Ways {
     /// A vCPU hears of a queue of the frontend's.
     pub(super) fn heard(&self, direction: Direction, queue: u16, vcpu: u32) {
         let way = self.way(direction);
-        let (Some(known), Ok(vcpu)) = (way.vcpus.get(usize::from(queue)), u16::try_from(vcpu))
+        let (Some(known), Ok(vcpu)) = (way.vcpus.get(usize::from(queue)), u8::try_from(vcpu))
         else {
             return;
         };
@@ -118,32 +123,34 @@ impl Ways {
     }
 }
 
-fn to(way: &Way, from: usize) -> u16 {
+fn to(way: &Way, from: usize) -> u8 {
     way.to.get(from).map_or(0, |to| to.load(Ordering::Relaxed))
 }
 
 /// Gives each of `items` one of `bins`, none of which gets more than its share: one that fits, if
 /// there is one.
-fn assign(to: &[AtomicU16; MAX], items: usize, bins: usize, fits: impl Fn(usize, usize) -> bool) {
+fn assign(to: &[AtomicU8; MAX], items: usize, bins: usize, fits: impl Fn(usize, usize) -> bool) {
     let share = items.div_ceil(bins);
-    let mut load = [0; MAX];
-    let mut chosen = [None; MAX];
+    let mut load = [0u8; MAX];
+    let mut chosen = [UNKNOWN; MAX];
     for any in [false, true] {
         for (item, choice) in chosen.iter_mut().enumerate().take(items) {
-            if choice.is_none() {
-                let with_room =
-                    load.iter().enumerate().take(bins).filter(|(_, load)| **load < share);
-                let good = with_room.filter(|(bin, _)| any || fits(item, *bin));
-                *choice = good.min_by_key(|(_, load)| **load).map(|(bin, _)| bin);
-                if let Some(load) = choice.and_then(|bin| load.get_mut(bin)) {
-                    *load += 1;
-                }
+            if *choice != UNKNOWN {
+                continue;
+            }
+            let bins = load.iter_mut().enumerate().take(bins);
+            let with_room = bins.filter(|(_, load)| usize::from(**load) < share);
+            let good = with_room.filter(|(bin, _)| any || fits(item, *bin));
+            if let Some((bin, load)) = good.min_by_key(|(_, load)| **load) {
+                *load += 1;
+                *choice = bin as u8;
             }
         }
     }
     // Those that are not there yet do not stay without.
     for (item, (to, choice)) in to.iter().zip(chosen).enumerate() {
-        to.store(choice.unwrap_or(item % bins) as u16, Ordering::Relaxed);
+        let choice = if choice == UNKNOWN { (item % bins) as u8 } else { choice };
+        to.store(choice, Ordering::Relaxed);
     }
 }
 

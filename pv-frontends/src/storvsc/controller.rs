@@ -356,6 +356,12 @@ impl Controller {
             let found = self.machine.lock().take_found();
             self.compare(sink, &found);
         }
+        self.converse(bus);
+    }
+
+    // Apart from what calls the sink, which needs the stack.
+    #[inline(never)]
+    fn converse<H: Hypervisor>(&self, bus: &VmBus<H>) {
         let Some(queue) = self.primary() else { return };
         let mut machine = self.machine.lock();
         let sent = match machine.to_send() {

@@ -359,6 +359,7 @@ impl<H: Hypervisor> VmBus<H> {
     }
 
     /// The driver knows that the channel is gone: its pages and its number are given back.
+    #[inline(never)]
     pub(super) fn release(&self, id: ChannelId) {
         let mut state = self.state.lock();
         if !state.offers.get(&id).is_some_and(|entry| entry.rescinded) {

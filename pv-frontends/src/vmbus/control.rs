@@ -21,24 +21,33 @@ impl<H: Hypervisor> VmBus<H> {
     /// A message of type 1 came to the VMBus SINT; `payload` is a copy of its `payload_size` bytes.
     /// Messages that make no sense are counted and otherwise ignored.
     pub fn on_message(&self, payload: &[u8]) {
+        if self.take_message(payload) {
+            self.dispatch();
+        }
+    }
+
+    /// Whether there may be events now. Its frame, of some KiB, is not to be there while drivers are
+    /// called.
+    #[inline(never)]
+    fn take_message(&self, payload: &[u8]) -> bool {
         // Zeros behind what the host sent: some of its messages grew with time.
         let mut message = [0; MAX_MESSAGE_BYTES];
         let length = payload.len().min(MAX_MESSAGE_BYTES);
         for (to, from) in message.iter_mut().zip(payload) {
             *to = *from;
         }
-        let Some(bytes) = message.get(..length) else { return };
+        let Some(bytes) = message.get(..length) else { return false };
         let Ok((header, _)) = MessageHeader::read_from_prefix(bytes) else {
             self.malformed(MessageType::INVALID);
-            return;
+            return false;
         };
         if header.message_type == MessageType::UNLOAD_RESPONSE {
             // Apart from the state, whose lock a crashed processor may hold.
             self.unloaded.store(true, Ordering::Release);
-            return;
+            return false;
         }
         self.handle(header.message_type, bytes, &message);
-        self.dispatch();
+        true
     }
 
     fn handle(&self, message_type: MessageType, bytes: &[u8], zero_filled: &[u8]) {

@@ -112,6 +112,8 @@ impl<H: Hypervisor> VmBus<H> {
         }
     }
 
+    // Its own frame, and small: drivers need the stack.
+    #[inline(never)]
     fn deliver(&self, driver: Option<usize>, event: &Event) {
         match driver {
             Some(driver) => {

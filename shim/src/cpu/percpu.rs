@@ -140,6 +140,16 @@ impl Area {
     pub const fn stack_top(self) -> u64 {
         self.0 + STACK_TOP
     }
+    /// Bytes of the ordinary stack that were ever used, of those it has.
+    pub fn stack_used(self) -> (u64, u64) {
+        let bytes = STACK_TOP - STACK_BOTTOM;
+        let words = (0..bytes / 8).map(|nr| (self.stacks() + nr * 8) as *const u64);
+        // SAFETY: the stacks of a vCPU there is are mapped for good. Whatever its processor writes
+        // meanwhile, each read is of a whole word, and says no more than whether it is zero, as it was
+        // in the beginning.
+        let untouched = words.take_while(|word| unsafe { word.read_volatile() } == 0).count();
+        (bytes - untouched as u64 * 8, bytes)
+    }
     /// Tops of the interrupt stacks, by IST index - 1: #DF, NMI, #MC, #DB.
     pub const fn ist_tops(self) -> [u64; 4] {
         [self.0 + DF_TOP, self.0 + NMI_TOP, self.0 + MC_TOP, self.0 + DB_TOP]

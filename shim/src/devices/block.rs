@@ -356,29 +356,7 @@ fn make(env: &Env<'_, Shim<'_>>, unit: &Arc<Unit>, entry: Entry, extent: Option<
     };
     let limits = Limits::new(env.dom.nr_vcpus, &part.info());
     let config = VbdConfig { number, read_only: entry.flags.read_only, cdrom: entry.flags.cdrom };
-    let disk = {
-        let mut disks = DISKS.write();
-        if disks.iter().flatten().any(|disk| disk.entry.vdev == entry.vdev) {
-            drop(disks);
-            KNOWN.lock().waiting.push((entry, Arc::clone(unit)));
-            return;
-        }
-        let free = disks.iter().position(Option::is_none).unwrap_or(disks.len());
-        let Some(index) = u16::try_from(free).ok().filter(|&index| index < SEARCH) else {
-            log!(Error, "{name}: too many disks");
-            return;
-        };
-        let Some(vbd) = Vbd::new(index, config, limits, part) else {
-            log!(Error, "{name}: no memory for its queues");
-            return;
-        };
-        let disk = Arc::new(Disk { entry, unit: Arc::clone(unit), vbd });
-        if free == disks.len() {
-            disks.push(None);
-        }
-        disks[free] = Some(Arc::clone(&disk));
-        disk
-    };
+    let Some(disk) = create(unit, entry, config, limits, part) else { return };
     let watcher = Watcher::Vbd(disk.vbd.index());
     let announced = disk.vbd.announce(&Access(env)).is_ok()
         && disk.vbd.watched().is_some_and(|path| watcher.watch(env, &path));
@@ -389,4 +367,38 @@ fn make(env: &Env<'_, Shim<'_>>, unit: &Arc<Unit>, entry: Entry, extent: Option<
         log!(Error, "{name}: no room in xenstore, or a disk that makes no sense");
         DISKS.write()[usize::from(disk.vbd.index())] = None;
     }
+}
+
+/// Makes a vbd that nobody sees yet; says why it cannot. What this takes of the stack is not to be
+/// there while the store is written.
+#[inline(never)]
+fn create(
+    unit: &Arc<Unit>,
+    entry: Entry,
+    config: VbdConfig,
+    limits: Limits,
+    part: Part<Device>,
+) -> Option<Arc<Disk>> {
+    let name = entry.vdev.name();
+    let mut disks = DISKS.write();
+    if disks.iter().flatten().any(|disk| disk.entry.vdev == entry.vdev) {
+        drop(disks);
+        KNOWN.lock().waiting.push((entry, Arc::clone(unit)));
+        return None;
+    }
+    let free = disks.iter().position(Option::is_none).unwrap_or(disks.len());
+    let Some(index) = u16::try_from(free).ok().filter(|&index| index < SEARCH) else {
+        log!(Error, "{name}: too many disks");
+        return None;
+    };
+    let Some(vbd) = Vbd::new(index, config, limits, part) else {
+        log!(Error, "{name}: no memory for its queues");
+        return None;
+    };
+    let disk = Arc::new(Disk { entry, unit: Arc::clone(unit), vbd });
+    if free == disks.len() {
+        disks.push(None);
+    }
+    disks[free] = Some(Arc::clone(&disk));
+    Some(disk)
 }

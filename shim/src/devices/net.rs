@@ -458,33 +458,7 @@ fn wanted(card: &Card) -> Option<Entry> {
 /// Makes a vif and shows it to the guest.
 fn make(env: &Env<'_, Shim<'_>>, card: &Arc<Card>, entry: Entry) {
     let handle = entry.handle;
-    let config = VifConfig { handle, mac: None, mtu: entry.mtu, promiscuous: entry.promiscuous };
-    let interface = {
-        let mut vifs = VIFS.write();
-        if vifs.iter().flatten().any(|other| other.entry.handle == handle) {
-            drop(vifs);
-            KNOWN.lock().waiting.push((entry, Arc::clone(card)));
-            return;
-        }
-        let free = vifs.iter().position(Option::is_none).unwrap_or(vifs.len());
-        let Some(index) = u16::try_from(free).ok().filter(|&index| index < MAX_VIFS) else {
-            log!(Error, "vif {handle}: too many network cards");
-            return;
-        };
-        let device = Device::new(super::bus(), Arc::clone(card));
-        let limits = Limits::new(env.dom.nr_vcpus);
-        let bounce = Bounce::new(limits.queues);
-        let Some(vif) = Vif::new(index, config, limits, device, &bounce.0) else {
-            log!(Error, "vif {handle}: no memory for its queues");
-            return;
-        };
-        let interface = Arc::new(Interface { card: Arc::clone(card), entry, vif, _bounce: bounce });
-        if free == vifs.len() {
-            vifs.push(None);
-        }
-        vifs[free] = Some(Arc::clone(&interface));
-        interface
-    };
+    let Some(interface) = create(card, entry, Limits::new(env.dom.nr_vcpus)) else { return };
     USED.store(true, Ordering::Relaxed);
     let vif = &interface.vif;
     let watcher = Watcher::Vif(vif.index());
@@ -498,4 +472,35 @@ fn make(env: &Env<'_, Shim<'_>>, card: &Arc<Card>, entry: Entry) {
         log!(Error, "vif {handle}: no room in xenstore");
         VIFS.write()[usize::from(vif.index())] = None;
     }
+}
+
+/// Makes a vif that nobody sees yet; says why it cannot. What this takes of the stack is not to be
+/// there while the store is written.
+#[inline(never)]
+fn create(card: &Arc<Card>, entry: Entry, limits: Limits) -> Option<Arc<Interface>> {
+    let handle = entry.handle;
+    let config = VifConfig { handle, mac: None, mtu: entry.mtu, promiscuous: entry.promiscuous };
+    let mut vifs = VIFS.write();
+    if vifs.iter().flatten().any(|other| other.entry.handle == handle) {
+        drop(vifs);
+        KNOWN.lock().waiting.push((entry, Arc::clone(card)));
+        return None;
+    }
+    let free = vifs.iter().position(Option::is_none).unwrap_or(vifs.len());
+    let Some(index) = u16::try_from(free).ok().filter(|&index| index < MAX_VIFS) else {
+        log!(Error, "vif {handle}: too many network cards");
+        return None;
+    };
+    let device = Device::new(super::bus(), Arc::clone(card));
+    let bounce = Bounce::new(limits.queues);
+    let Some(vif) = Vif::new(index, config, limits, device, &bounce.0) else {
+        log!(Error, "vif {handle}: no memory for its queues");
+        return None;
+    };
+    let interface = Arc::new(Interface { card: Arc::clone(card), entry, vif, _bounce: bounce });
+    if free == vifs.len() {
+        vifs.push(None);
+    }
+    vifs[free] = Some(Arc::clone(&interface));
+    Some(interface)
 }

@@ -61,11 +61,7 @@ impl Search {
     pub(super) fn advance(&mut self) -> bool {
         loop {
             if let Read::Back(good) = self.read {
-                let mut bytes = [0; READ_BYTES];
-                // SAFETY: the page is the search's own, and the host is done with it.
-                unsafe { bytes.as_mut_ptr().copy_from(phys_to_virt(self.page << 12), READ_BYTES) };
-                self.finder.feed(good.then_some(&bytes));
-                self.read = Read::Due;
+                self.feed(good);
             }
             let Step::Read { sector, bytes } = self.finder.step() else { return true };
             if self.read == Read::Out {
@@ -85,6 +81,16 @@ impl Search {
                 Submitted::Failed(_) => self.finder.feed(None),
             }
         }
+    }
+
+    /// Gives the finder what was read. The copy is not to be on the stack while anything else goes on.
+    #[inline(never)]
+    fn feed(&mut self, good: bool) {
+        let mut bytes = [0; READ_BYTES];
+        // SAFETY: the page is the search's own, and the host is done with it.
+        unsafe { bytes.as_mut_ptr().copy_from(phys_to_virt(self.page << 12), READ_BYTES) };
+        self.finder.feed(good.then_some(&bytes));
+        self.read = Read::Due;
     }
 
     /// What was found.

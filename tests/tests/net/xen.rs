@@ -26,7 +26,9 @@ pub const TESTS: [(&str, Test); 5] = [
 
 /// A guest that does `test`.
 fn guest(lab: &mut Lab, spec: &str, test: &str) -> Result<Machine> {
-    prepared(lab, spec, test, net::initramfs_for_xen, "hvc0")
+    let mut machine = prepared(lab, spec, test, net::initramfs_for_xen, "hvc0")?;
+    machine.append.push_str(" pontoon.log=info");
+    Ok(machine)
 }
 
 /// An address by DHCP, traffic both ways, with the offloads a guest has on Xen.

@@ -127,6 +127,11 @@ const NATIVE: [(&str, Test); 7] = [
 /// Kernels of `tests/guests/tiny`, each its own judge.
 const TINY: [(&str, Test); 3] = [("traps", tiny), ("user", tiny), ("hcfuzz", hcfuzz)];
 
+/// Whether guests run where hvhost, and what only it has, is not.
+fn in_plain_qemu() -> bool {
+    std::env::var("PONTOON_E2E_UNDER").is_ok_and(|under| under == "qemu")
+}
+
 fn list(variable: &str, separator: &str) -> Option<Vec<String>> {
     let value = std::env::var(variable).ok().filter(|v| !v.is_empty())?;
     Some(value.split(separator).map(|s| s.trim().to_owned()).collect())

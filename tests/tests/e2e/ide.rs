@@ -2,7 +2,7 @@
 //! driver says whether hvhost's are as it expects them; under the shim they are virtual block devices.
 
 use crate::disk::{bytes, md5};
-use crate::{LIMIT, Lab, MEMORY_MIB, ended};
+use crate::{LIMIT, Lab, MEMORY_MIB, ended, in_plain_qemu};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::{Input, Machine};
 use pontoon::initramfs;
@@ -107,7 +107,7 @@ pub fn native(lab: &mut Lab, spec: &str, _: &[String]) -> Result<()> {
 
 /// Without an option IDE's disks come first; with one they are what it says.
 pub fn under_shim(lab: &mut Lab, spec: &str, _: &[String]) -> Result<()> {
-    if std::env::var("PONTOON_E2E_UNDER").is_ok_and(|under| under == "qemu") {
+    if in_plain_qemu() {
         return Ok(());
     }
     let chosen = "pontoon.vbd=xvda:ide1:0,xvdb:scsi0:3,xvdc:ide0:0:ro,xvdd:ide0:1:ro";

@@ -2,7 +2,7 @@
 //! under the shim the same keys are to type the same bytes on hvc0, and a shell answers them.
 
 use crate::disk::md5;
-use crate::{LIMIT, Lab, MEMORY_MIB, ended};
+use crate::{LIMIT, Lab, MEMORY_MIB, ended, in_plain_qemu};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::{Input, Machine};
 use pontoon::initramfs;
@@ -157,7 +157,7 @@ pub fn native(lab: &mut Lab, spec: &str, _: &[String]) -> Result<()> {
 
 /// Nothing comes by the serial port: bytes as on Linux's console, then a shell.
 pub fn under_shim(lab: &mut Lab, spec: &str, _: &[String]) -> Result<()> {
-    if std::env::var("PONTOON_E2E_UNDER").is_ok_and(|under| under == "qemu") {
+    if in_plain_qemu() {
         // Only hvhost has keyboards.
         return Ok(());
     }

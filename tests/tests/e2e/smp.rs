@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use pontoon::host::Input;
 use pontoon::outcome::Status;
 
-use crate::{Lab, Transcript, complaints, ended, is_pv};
+use crate::{Lab, Transcript, complaints, ended, in_plain_qemu, is_pv};
 
 /// The checks whose subject is processors, threads, and what interrupts and timers do between them.
 const PART: &str = "stress:processors,threads,futex,eventfd,nanosleep,sleepers,thread_signals,fork";
@@ -14,34 +14,30 @@ const FEW: &str = "stress:threads_ping,futex,nanosleep,fork";
 
 /// Two processors.
 pub fn two(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
-    on(lab, spec, without, 2)
+    on(lab, spec, without, 2, PART)
 }
 
 /// Four.
 pub fn four(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
-    on(lab, spec, without, 4)
+    on(lab, spec, without, 4, PART)
 }
 
 /// Eight.
 pub fn eight(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
-    on(lab, spec, without, 8)
+    on(lab, spec, without, 8, PART)
 }
 
 /// Sixteen, and what is done with them is little.
 pub fn sixteen(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
-    with(lab, spec, without, 16, FEW)
+    on(lab, spec, without, 16, FEW)
 }
 
 /// As many as there may be.
 pub fn sixty_four(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
-    with(lab, spec, without, 64, FEW)
+    on(lab, spec, without, 64, FEW)
 }
 
-fn on(lab: &mut Lab, spec: &str, without: &[String], cpus: u32) -> Result<()> {
-    with(lab, spec, without, cpus, PART)
-}
-
-fn with(lab: &mut Lab, spec: &str, without: &[String], cpus: u32, part: &str) -> Result<()> {
+fn on(lab: &mut Lab, spec: &str, without: &[String], cpus: u32, part: &str) -> Result<()> {
     let (outcome, transcript) = lab.guest_on(spec, without, part, cpus)?;
     ended(&outcome, &transcript, Status::POWER_OFF)?;
     is_pv(&transcript)?;
@@ -87,7 +83,7 @@ pub fn offline(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
 
 /// A processor whose TSC is not the others': the clocks agree all the same.
 pub fn other_tsc(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
-    if std::env::var("PONTOON_E2E_UNDER").is_ok_and(|under| under == "qemu") {
+    if in_plain_qemu() {
         return Ok(());
     }
     let append =
@@ -108,7 +104,7 @@ pub fn other_tsc(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
 
 /// A machine with more processors than answer: the guest comes up with the others.
 pub fn missing(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
-    if std::env::var("PONTOON_E2E_UNDER").is_ok_and(|under| under == "qemu") {
+    if in_plain_qemu() {
         // Only hvhost has such processors.
         return Ok(());
     }

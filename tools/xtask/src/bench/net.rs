@@ -62,32 +62,40 @@ pub struct Net {
 /// What goes which way. Up is from the guest.
 struct Phase {
     name: &'static str,
-    words: &'static str,
+    is_udp: bool,
+    streams: u32,
+    is_down: bool,
 }
 
-const fn phase(name: &'static str, words: &'static str) -> Phase {
-    Phase { name, words }
+const fn phase(name: &'static str, is_udp: bool, streams: u32, is_down: bool) -> Phase {
+    Phase { name, is_udp, streams, is_down }
 }
 
 const PHASES: [Phase; 8] = [
-    phase("tcp-up-1", ""),
-    phase("tcp-down-1", "-R"),
-    phase("tcp-up-8", "-P 8"),
-    phase("tcp-down-8", "-P 8 -R"),
-    phase("udp-up-1", "-u -l 64"),
-    phase("udp-down-1", "-u -l 64 -R"),
-    phase("udp-up-8", "-u -l 64 -P 8"),
-    phase("udp-down-8", "-u -l 64 -P 8 -R"),
+    phase("tcp-up-1", false, 1, false),
+    phase("tcp-down-1", false, 1, true),
+    phase("tcp-up-8", false, 8, false),
+    phase("tcp-down-8", false, 8, true),
+    phase("udp-up-1", true, 1, false),
+    phase("udp-down-1", true, 1, true),
+    phase("udp-up-8", true, 8, false),
+    phase("udp-down-8", true, 8, true),
 ];
 
-/// Bits a second that each of the streams of datagrams is to send: all that the switch takes, or as fast
-/// as it goes. More than the switch takes would wait in queues, and arrive after the end.
-fn rate(words: &str, pps: Option<NonZeroU32>) -> String {
-    if !words.contains("-u") {
-        return String::new();
+impl Phase {
+    /// iperf3's options. Datagrams are sent at the switch's rate, or as fast as it goes: more than a
+    /// switch takes would wait in queues, and arrive after the end.
+    fn words(&self, pps: Option<NonZeroU32>) -> String {
+        let mut words = format!("-P {}", self.streams);
+        if self.is_udp {
+            let bits = pps.map_or(0, |pps| u64::from(pps.get()) * 64 * 8 / u64::from(self.streams));
+            words += &format!(" -u -l 64 -b {bits}");
+        }
+        if self.is_down {
+            words += " -R";
+        }
+        words
     }
-    let streams = if words.contains("-P 8") { 8 } else { 1 };
-    format!("-b {}", pps.map_or(0, |pps| u64::from(pps.get()) * 64 * 8 / streams))
 }
 
 /// Measures natively and under the shim, and prints both beside each other.
@@ -213,7 +221,7 @@ fn init(options: &Net, phases: &[String], network: &Network, port: u16) -> Strin
     let server = if options.v6 { format!("fd5a:ce00:{net}::1") } else { format!("198.18.{net}.1") };
     let wanted = PHASES.iter().filter(|phase| phases.iter().any(|name| name == phase.name));
     let lines: String = wanted
-        .map(|Phase { name, words }| format!("phase {name} {words} {}\n", rate(words, options.pps)))
+        .map(|phase| format!("phase {} {}\n", phase.name, phase.words(options.pps)))
         .collect();
     format!(
         "#!/bin/sh
@@ -264,6 +272,16 @@ fn initrd(kernel: &Kernel, native: bool, init: &str) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_iperf_is_told() {
+        let words: Vec<_> = PHASES.iter().map(|phase| phase.words(NonZeroU32::new(1000))).collect();
+        assert_eq!(words[0], "-P 1");
+        assert_eq!(words[3], "-P 8 -R");
+        assert_eq!(words[4], "-P 1 -u -l 64 -b 512000");
+        assert_eq!(words[7], "-P 8 -u -l 64 -b 64000 -R");
+        assert_eq!(PHASES[5].words(None), "-P 1 -u -l 64 -b 0 -R");
+    }
 
     #[test]
     fn what_iperf_says() {

@@ -135,16 +135,14 @@ impl Options {
         let features = self.hv_features()?.unwrap_or(HvFeatures::empty());
         place(&self.disk)?;
         let storage = !self.disk.is_empty() || self.scsi_controllers.is_some();
-        if storage && !features.has_vmbus(self.openvmm_like) {
-            bail!("disks need VMBus, which needs the features hypercall, synic and messages");
-        }
-        if !self.net.is_empty() && !features.has_vmbus(self.openvmm_like) {
-            bail!("networks need VMBus, which needs the features hypercall, synic and messages");
-        }
-        if self.keyboard && !features.has_vmbus(self.openvmm_like) {
-            bail!(
-                "the keyboard needs VMBus, which needs the features hypercall, synic and messages"
-            );
+        for (asked, need) in [
+            (storage, "disks need"),
+            (!self.net.is_empty(), "networks need"),
+            (self.keyboard, "the keyboard needs"),
+        ] {
+            if asked && !features.has_vmbus(self.openvmm_like) {
+                bail!("{need} VMBus, which needs the features hypercall, synic and messages");
+            }
         }
         if self.net.len() > ADAPTERS_MAX {
             bail!("--net: at most {ADAPTERS_MAX}");

@@ -148,7 +148,8 @@ proptest! {
         let protocol = if tcp { protocol::TCP } else { protocol::UDP };
         let infos: Vec<_> = infos.into_iter().map(|(kind, word)| (PpiType(kind), word)).collect();
         bytes = message(&packet(version, protocol, &bytes), &infos);
-        bytes[at & !3..][..4].copy_from_slice(&value.to_le_bytes());
+        let at = (at & !3).min(bytes.len() - 4);
+        bytes[at..][..4].copy_from_slice(&value.to_le_bytes());
         for message in messages(&bytes).flatten() {
             if let Some((_, body)) = split(message)
                 && let Some(frame) = outbound(body)

@@ -1,8 +1,9 @@
 //! `test`, `e2e`.
 
-use crate::command::{boot_tests, cargo};
+use crate::command::{boot_tests, cargo, cargo_command, run as run_command, workspace};
 use crate::{disks, doors, fuzz, import, load, net};
 use anyhow::Result;
+use std::process::Command;
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -45,7 +46,7 @@ pub fn run(options: &Options) -> Result<()> {
     let bare = ["shim", "tiny-guests", "pontoon-efi"];
     let mut host_tests = vec!["test", "--workspace"];
     host_tests.extend(bare.iter().flat_map(|package| ["--exclude", package]));
-    cargo(&host_tests)?;
+    run_command(cargo_command(&host_tests)?.envs(seed()))?;
     if options.quick {
         return boots(&E2e {
             kernel: Some("bookworm".into()),
@@ -96,6 +97,21 @@ pub fn run(options: &Options) -> Result<()> {
         ..E2e::default()
     })?;
     boots(&E2e::default())
+}
+
+/// What random inputs of the host tests begin with, if nothing is said: the tree's name in Git. So other
+/// inputs are tried with each change, and the same ones wherever the same files are tested.
+fn seed() -> Option<(&'static str, String)> {
+    const NAME: &str = "PROPTEST_RNG_SEED";
+    if std::env::var_os(NAME).is_some() {
+        return None;
+    }
+    let mut git = Command::new("git");
+    let said =
+        git.args(["rev-parse", "HEAD^{tree}"]).current_dir(workspace().ok()?).output().ok()?;
+    let tree = String::from_utf8(said.stdout).ok()?;
+    let seed = u64::from_str_radix(tree.get(..16)?, 16).ok()?;
+    Some((NAME, seed.to_string()))
 }
 
 /// End-to-end boots.

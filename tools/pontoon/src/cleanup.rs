@@ -131,6 +131,20 @@ impl Drop for Scratch {
 
 /// Ends the process from any thread, with no child and no directory left.
 pub fn exit(status: i32) -> ! {
+    let _whole = nothing_left();
+    std::process::exit(status)
+}
+
+/// As [`exit`], by the signal that a program gets whose output nobody reads any more.
+pub fn unread() -> ! {
+    let _whole = nothing_left();
+    // Rust's programs ignore it at first, so that nobody else's pipe ends them.
+    let _ = signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE);
+    std::process::exit(128 + signal_hook::consts::SIGPIPE)
+}
+
+/// Ends all children and removes all directories; with what is returned, no more come.
+fn nothing_left() -> MutexGuard<'static, Ours> {
     let mut ours = ours();
     for pid in ours.children.drain(..) {
         let _ = kill_process(pid, Signal::KILL);
@@ -143,7 +157,7 @@ pub fn exit(status: i32) -> ! {
             }
         }
     }
-    std::process::exit(status)
+    ours
 }
 
 /// From now on, a signal that ends this process cleans up first: `before` is

@@ -41,8 +41,24 @@ pub mod tty;
 pub mod wire;
 pub mod xen;
 
+use anyhow::{Context, Result};
+use std::io::{ErrorKind, Write};
+
 /// Says a line about what is going on, to standard error: standard output
 /// belongs to the guest's console.
 pub fn say(text: impl AsRef<str>) {
-    eprintln!("pontoon: {}", text.as_ref());
+    // Where nobody hears it, there is nobody to tell that either.
+    let _ = writeln!(std::io::stderr(), "pontoon: {}", text.as_ref());
+}
+
+/// Prints what was asked for. Where its reader has gone away, the command ends, as others do.
+///
+/// # Errors
+/// Those of writing.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => cleanup::unread(),
+        done => done.context("standard output"),
+    }
 }

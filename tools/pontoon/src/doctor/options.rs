@@ -41,12 +41,12 @@ impl Doctor {
     /// Says what there is to say; whether all of them will run.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file that cannot be read, or an output that cannot be written.
     pub fn run(&self) -> Result<bool> {
         let mut all = true;
         for path in &self.files {
             let report = self.examine(path)?;
-            print!("{}", report.text(&path.display().to_string()));
+            crate::print(&report.text(&path.display().to_string()))?;
             all &= report.obstacle.is_none();
         }
         Ok(all)

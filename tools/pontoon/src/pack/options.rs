@@ -184,21 +184,20 @@ impl Output {
                 source.size().with_context(|| disk.vdev.name().to_string())?;
             }
         }
-        print!("{}", plan.text(self.format)?);
+        crate::print(&plan.text(self.format)?)?;
         if self.dry_run {
             let Some(payload) = build::early_payload(&plan)? else { return Ok(()) };
-            print!("{}", payload.told());
+            crate::print(&payload.told())?;
             return payload.check().context("the guest's kernel");
         }
         setup::for_packing(self.format)?;
         cleanup::on_signals(|| ())?;
-        print!("{}", build::build(&plan, self.format, &self.output)?);
-        println!(
-            "made {}: copy it to the Hyper-V host and run {}.ps1 there",
+        crate::print(&build::build(&plan, self.format, &self.output)?)?;
+        crate::print(&format!(
+            "made {}: copy it to the Hyper-V host and run {}.ps1 there\n",
             self.output.display(),
             plan.stem()
-        );
-        Ok(())
+        ))
     }
 
     /// What the boot loader will not boot by default, as far as that can be told yet.

@@ -5,9 +5,11 @@ mod files;
 mod table;
 
 use files::Files;
+use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -34,11 +36,16 @@ fn contents(dir: &Path) -> BTreeMap<String, (u64, i64, i64, u64)> {
 }
 
 fn pontoon(dir: &Path, args: &str) -> Output {
+    command(dir, args).output().unwrap()
+}
+
+fn command(dir: &Path, args: &str) -> Command {
     let args = args.split(' ').map(|word| word.replace("{SPACE}", " "));
     let mut command = Command::new(env!("CARGO_BIN_EXE_pontoon"));
     // The application of the EFI system partition: what it is does not matter here.
     command.env("PONTOON_EFI", dir.join("application")).env("TMPDIR", dir.join("tmp"));
-    command.current_dir(dir).args(args).output().unwrap()
+    command.current_dir(dir).args(args);
+    command
 }
 
 /// The error of a command that has to fail.
@@ -98,6 +105,32 @@ fn right_inputs_are_taken() {
     }
 }
 
+/// What is printed for a reader who has gone, as `head` does, ends the command by SIGPIPE, quietly,
+/// and what it had begun is gone; so it is where the output cannot be written, but that is said.
+#[test]
+fn output_that_nobody_reads_is_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    Files::make(dir.path());
+    let before = contents(dir.path());
+    for args in ["doctor pv.elf root.img", "import good.cfg --dry-run -o out", table::RIGHT[0]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let out = command(dir.path(), args).stdout(writer).output().unwrap();
+        assert_eq!(out.status.signal(), Some(Signal::PIPE.as_raw()), "{args}: {out:?}");
+        assert!(out.stderr.is_empty(), "{args}: {out:?}");
+        let full = fs::File::create("/dev/full").unwrap();
+        let out = command(dir.path(), args).stdout(full).output().unwrap();
+        let line = error(&out).unwrap();
+        assert_eq!(line, "pontoon: standard output: No space left on device (os error 28)");
+        assert!(contents(dir.path()) == before, "{args}: left or changed something");
+    }
+    // Nor does it matter who reads what is said beside.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let out = command(dir.path(), "doctor nothing").stderr(writer).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+}
+
 /// On a file system that is full, in a mount name space of its own.
 #[test]
 fn a_full_disk_is_said_and_left_as_it_was() {
@@ -144,7 +177,7 @@ fn an_interrupt_leaves_nothing() {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    rustix::process::kill_process(pid, Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(contents(dir.path()) == before);
 }

@@ -72,6 +72,9 @@ pub fn run(
         return run_child(command, machine, input, output);
     }
     let mut session = Session::start(machine.memory_mib + MORE_MIB)?;
+    if firmware == Firmware::Uefi {
+        slow_ticks(&mut session, image)?;
+    }
     let mut argv = send_qemu(&mut session)?;
     let mut files = 0;
     argv.extend(arguments(image, firmware, machine, |file| {
@@ -81,6 +84,19 @@ pub fn run(
         Ok(there)
     })?);
     session.run_program(argv, machine, input, output)
+}
+
+/// Has the firmware's timer, a periodic one of the local APIC every 10 ms, tick once a second.
+///
+/// OVMF's interrupt handlers end by writing CR8. The QEMU that emulates its processor (7.2,
+/// `helper_write_crN`) looks there whether a virtual interrupt waits, and if one does, notes it without
+/// the lock that this takes, which ends it by an assertion. One waits if a tick comes while the last
+/// one is handled, as it does in emulation.
+fn slow_ticks(session: &mut Session, image: &Path) -> Result<()> {
+    let file = image.with_file_name("period");
+    std::fs::write(&file, "1000000")?;
+    // KVM's least period of such timers, in microseconds.
+    session.upload(&file, "/sys/module/kvm/parameters/min_timer_period_us")
 }
 
 /// QEMU and what it is linked with; the words that start it there.

@@ -20,6 +20,7 @@ use pontoon::qemu::{BootDisk, Firmware, Qemu};
 use pontoon_tests::guests;
 use pontoon_tests::media::{Efi, Files};
 use pontoon_tests::trials::{Trials, kernels, shown};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -44,17 +45,10 @@ const TESTS: [(&str, Test); 12] = [
     ("pvgrub2-older", pvgrub::older_kernel),
 ];
 
-/// OVMF takes QEMU 7.2 down when that emulates nested virtualization.
-const NEED_KVM: [&str; 2] = ["hyperv-grub-uefi", "hyperv-uefi"];
-
 fn main() -> ExitCode {
     let mut trials = Trials::new(());
-    // Not asked when nothing is run: it starts a guest.
-    let has_kvm = trials.will_run() && pontoon::kvm::probe().is_ok();
     for kernel in kernels() {
-        for (name, test) in
-            TESTS.into_iter().filter(|(name, _)| has_kvm || !NEED_KVM.contains(name))
-        {
+        for (name, test) in TESTS {
             let spec = kernel.clone();
             trials.add(format!("{kernel}/{name}"), move |()| test(&spec), |()| true);
         }
@@ -76,11 +70,18 @@ fn guest_that(spec: &str, words: &str, test: &str) -> Result<Files> {
 
 /// Boots from a disk; answers a shell that asks.
 fn boot(files: &Files, efi: Efi, firmware: Firmware) -> Result<Outcome> {
-    boot_with(files, efi, firmware, false)
+    boot_in(files, efi, |image, machine, input, output| {
+        let qemu = Qemu { boot_disk: Some(BootDisk { image, firmware }), ..Qemu::default() };
+        qemu.run(machine, input, output)
+    })
 }
 
-/// The same with or without Hyper-V.
-fn boot_with(files: &Files, efi: Efi, firmware: Firmware, on_hyperv: bool) -> Result<Outcome> {
+/// The same in any place.
+fn boot_in(
+    files: &Files,
+    efi: Efi,
+    place: impl FnOnce(PathBuf, &Machine, &Input, &mut dyn FnMut(&[u8])) -> Result<Outcome>,
+) -> Result<Outcome> {
     let scratch = Scratch::new()?;
     let image = files.disk(scratch.path(), efi)?;
     let mut machine = Machine::new(scratch.path(), None, "");
@@ -95,11 +96,7 @@ fn boot_with(files: &Files, efi: Efi, firmware: Firmware, on_hyperv: bool) -> Re
             input.send(b"cat /proc/cmdline; echo answer $((6*7))\nexit\n");
         }
     });
-    if on_hyperv {
-        return hyperv::run(&image, firmware, &machine, &input, &mut output);
-    }
-    let qemu = Qemu { boot_disk: Some(BootDisk { image, firmware }), ..Qemu::default() };
-    qemu.run(&machine, &input, &mut output)
+    place(image, &machine, &input, &mut output)
 }
 
 /// The guest's shell answered, on the command line it was to have, by the door it was to come by.
@@ -147,7 +144,9 @@ fn hyperv_uefi(spec: &str) -> Result<()> {
 
 fn on_hyperv(spec: &str, efi: Efi, firmware: Firmware) -> Result<()> {
     let files = guest(spec, "pontoon.log=info")?;
-    let outcome = boot_with(&files, efi, firmware, true)?;
+    let outcome = boot_in(&files, efi, |image, machine, input, output| {
+        hyperv::run(&image, firmware, machine, input, output)
+    })?;
     ensure_said(&outcome.console_text(), "on Hyper-V: ")?;
     answered(&outcome, "Multiboot2")
 }

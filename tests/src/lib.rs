@@ -7,6 +7,7 @@ pub mod domu;
 pub mod files;
 pub mod guests;
 pub mod images;
+pub mod keys;
 pub mod lab;
 pub mod load;
 pub mod log;

@@ -34,12 +34,14 @@ const EARLY: &str = "serial --unit=0 --speed=115200\nterminal_output console ser
     set prefix=($root)/boot/grub\nconfigfile /pontoon/grub.cfg\n";
 
 /// Who boots from the disk under UEFI; under BIOS it is always GRUB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Efi {
     /// Debian's GRUB.
     Grub,
     /// The EFI application.
     Pontoon,
+    /// Another application.
+    Other(Vec<u8>),
 }
 
 /// What is on a disk.
@@ -89,6 +91,7 @@ impl Files {
         let loader = match efi {
             Efi::Grub => grub(dir, "x86_64-efi", &["efi_gop"])?,
             Efi::Pontoon => fs::read(artefact::EFI.find()?)?,
+            Efi::Other(application) => application,
         };
         let files = self.clone().with("EFI/BOOT/BOOTX64.EFI", loader);
         let bytes = files.files.iter().map(|(_, content)| content.len()).sum::<usize>() + SPARE;

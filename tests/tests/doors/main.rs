@@ -10,6 +10,7 @@
 mod hyperv;
 mod pvgrub;
 mod screen;
+mod secure;
 
 use anyhow::{Result, ensure};
 use pontoon::cleanup::Scratch;
@@ -30,11 +31,12 @@ const LIMIT: Duration = Duration::from_secs(400);
 
 type Test = fn(&str) -> Result<()>;
 
-const TESTS: [(&str, Test); 12] = [
+const TESTS: [(&str, Test); 13] = [
     ("grub-bios", grub_bios),
     ("grub-uefi", grub_uefi),
     ("uefi", uefi),
     ("uefi-refuses", uefi_refuses),
+    ("uefi-secure-boot", secure::boot),
     ("hyperv-grub-bios", hyperv_grub_bios),
     ("hyperv-grub-uefi", hyperv_grub_uefi),
     ("hyperv-uefi", hyperv_uefi),

@@ -46,13 +46,15 @@ impl Camera {
 
 /// Has QEMU write a picture.
 fn take(socket: &Path, picture: &PathBuf) -> Result<()> {
+    let file = serde_json::to_string(picture)?;
+    qmp(socket, &format!(r#"{{"execute":"screendump","arguments":{{"filename":{file}}}}}"#))
+}
+
+/// Has QEMU do a command.
+pub fn qmp(socket: &Path, command: &str) -> Result<()> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let file = serde_json::to_string(picture)?;
-    for command in [
-        r#"{"execute":"qmp_capabilities"}"#.to_owned(),
-        format!(r#"{{"execute":"screendump","arguments":{{"filename":{file}}}}}"#),
-    ] {
+    for command in [r#"{"execute":"qmp_capabilities"}"#, command] {
         writeln!(stream, "{command}")?;
     }
     let mut answers = 0;

@@ -26,6 +26,8 @@ pub struct Qemu {
     pub gdb: Option<u16>,
     /// A disk to boot from, through firmware, instead of the machine's kernel.
     pub boot_disk: Option<BootDisk>,
+    /// OVMF's variables to start with, for its build with Secure Boot.
+    pub secure_boot: Option<PathBuf>,
     /// Whether there is COM1; without it there is no console but the screen.
     pub has_serial: bool,
     /// Further arguments.
@@ -52,6 +54,8 @@ pub enum Firmware {
 
 /// OVMF's code and the variables it starts with.
 const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
+/// The code that has Secure Boot. Its variables are written in system management mode only.
+const OVMF_SECURE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 
 impl Default for Qemu {
     fn default() -> Self {
@@ -60,6 +64,7 @@ impl Default for Qemu {
             icount: false,
             gdb: None,
             boot_disk: None,
+            secure_boot: None,
             has_serial: true,
             more: Vec::new(),
         }
@@ -89,7 +94,7 @@ impl Qemu {
         let log = dir.path().join("log");
         let mut command = self.command(&dir.path().join("qmp"), &log, machine);
         match &self.boot_disk {
-            Some(disk) => disk.add_to(&mut command, dir.path())?,
+            Some(disk) => disk.add_to(&mut command, self.secure_boot.as_deref(), dir.path())?,
             None => boot_kernel(&mut command, machine),
         }
         let mut outcome = run_child(command, machine, input, output)?;
@@ -146,15 +151,23 @@ fn boot_kernel(command: &mut Command, machine: &Machine) {
 
 impl BootDisk {
     /// The disk, a screen, and the firmware; its variables go to `scratch`.
-    fn add_to(&self, command: &mut Command, scratch: &Path) -> Result<()> {
+    fn add_to(&self, command: &mut Command, secure: Option<&Path>, scratch: &Path) -> Result<()> {
         if self.firmware == Firmware::Uefi {
-            let [code, variables] = OVMF;
+            let [code, variables] = match secure {
+                None => OVMF.map(Path::new),
+                Some(variables) => [Path::new(OVMF_SECURE), variables],
+            };
             let copy = scratch.join("variables");
-            std::fs::copy(variables, &copy)
-                .with_context(|| format!("{variables} (package ovmf) cannot be read"))?;
-            let code = format!("if=pflash,unit=0,format=raw,readonly=on,file={code}");
+            std::fs::copy(variables, &copy).with_context(|| {
+                format!("{} (package ovmf) cannot be read", variables.display())
+            })?;
+            let code = format!("if=pflash,unit=0,format=raw,readonly=on,file={}", code.display());
             let variables = format!("if=pflash,unit=1,format=raw,file={}", copy.display());
             command.args(["-machine", "q35", "-drive", &code, "-drive", &variables]);
+            if secure.is_some() {
+                command.args(["-machine", "smm=on", "-global"]);
+                command.arg("driver=cfi.pflash01,property=secure,value=on");
+            }
         }
         let disk = format!("if=ide,format=raw,snapshot=on,file={}", self.image.display());
         command.args(["-vga", "std", "-drive", &disk]);

@@ -44,6 +44,12 @@ const TEST: &[Need] = &[
     need("openssh-client", "/usr/bin/ssh"),
     need("iperf3", "/usr/bin/iperf3"),
     need("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"),
+    need("openssl", "/usr/bin/openssl"),
+    need("sbsigntool", "/usr/bin/sbsign"),
+    // What virt-fw-vars takes, see the crate of the tests.
+    need("python3-cryptography", "/usr/lib/python3/dist-packages/cryptography"),
+    need("python3-importlib-resources", "/usr/lib/python3/dist-packages/importlib_resources"),
+    need("python3-pefile", "/usr/lib/python3/dist-packages/pefile.py"),
     need("lvm2", "/sbin/lvm"),
     need("make", "/usr/bin/make"),
     need("rt-tests", "/usr/bin/hackbench"),

@@ -9,6 +9,8 @@ use crate::SharedView;
 
 /// Sequence value that says: the page is not valid, read the reference counter MSR.
 pub const SEQUENCE_INVALID: u32 = 0;
+/// Units of reference time in a second.
+pub const REFERENCE_HZ: u64 = 10_000_000;
 
 /// `HV_REFERENCE_TSC_PAGE`. The host changes it under a new `tsc_sequence`.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
@@ -67,6 +69,15 @@ impl ReferenceTsc {
         let scaled = ((tsc as u128 * self.scale as u128) >> 64) as u64;
         scaled.wrapping_add_signed(self.offset)
     }
+
+    /// The TSC's rate in Hz; `None` for a scale that is none.
+    #[must_use]
+    pub const fn hz(&self) -> Option<u64> {
+        match ((REFERENCE_HZ as u128) << 64).checked_div(self.scale as u128) {
+            Some(hz) if hz <= u64::MAX as u128 => Some(hz as u64),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -79,6 +90,9 @@ mod tests {
         // 10 MHz / 2 GHz as a 64.64 fraction.
         let r = ReferenceTsc { sequence: 1, scale: ((10u128 << 64) / 2000) as u64, offset: -5 };
         assert_eq!(r.time_100ns(2_000_000_000), 10_000_000 - 1 - 5);
+        assert_eq!(r.hz(), Some(2_000_000_000));
+        assert_eq!(ReferenceTsc { scale: 0, ..r }.hz(), None);
+        assert_eq!(ReferenceTsc { scale: 1, ..r }.hz(), None);
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! Clocks and the vCPU's hardware timer.
 //!
-//! System time is the TSC through one fixed conversion, started at 0 when the domain is built. The
-//! rate comes from the best source there is: the reference TSC page, the host's frequency MSR,
+//! System time is the TSC through one conversion for all, started at 0 when the domain is built, and
+//! changed only if the host's clock does ([`watch`]). The rate comes from the best source there is: the reference TSC page, the host's frequency MSR,
 //! CPUID, or a measurement against the reference counter, the ACPI timer or the PIT.
+
+pub mod watch;
 
 use core::arch::x86_64::_rdtsc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Once;
 use translate::platform::TscScale;
-use translate::time::{mul_shift_hz, ns_to_tsc, tsc_to_ns};
+use translate::time::{SharedScale, mul_shift_hz, ns_to_tsc, tsc_to_ns};
 
 use crate::acpi::{Gas, Power};
 use crate::cpu::idt::vector;
@@ -19,8 +21,8 @@ use crate::port;
 
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// The conversion, once the rate is known.
-static SCALE: Once<TscScale> = Once::new();
+/// The conversion; until the rate is known one in which time stands still.
+static SCALE: SharedScale = SharedScale::new();
 static WALLCLOCK: Once<(u64, u32)> = Once::new();
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,16 +56,7 @@ pub fn rdtsc_ordered() -> u64 {
 /// The conversion as the guest is told; before [`init`] one in which time stands still.
 #[inline]
 pub fn tsc_scale() -> TscScale {
-    const STILL: TscScale = TscScale {
-        tsc_timestamp: 0,
-        system_time_ns: 0,
-        mul: 0,
-        shift: 0,
-        khz: 0,
-        stable: false,
-        invariant: false,
-    };
-    SCALE.get().copied().unwrap_or(STILL)
+    SCALE.load()
 }
 
 /// Nanoseconds of system time.
@@ -156,11 +149,8 @@ fn by_cpuid() -> Option<u64> {
 
 /// Finds the rate; returns it with the name of its source.
 fn frequency(power: &Power) -> Option<(u64, &'static str)> {
-    let from_page = hv::reference_tsc()
-        .filter(|page| page.scale != 0)
-        // scale = 2^64 * 10^7 / hz
-        .map(|page| ((10_000_000_u128 << 64) / u128::from(page.scale)) as u64);
-    from_page
+    hv::reference_tsc()
+        .and_then(|page| page.hz())
         .map(|hz| (hz, "reference TSC page"))
         .or_else(|| hv::tsc_frequency().map(|hz| (hz, "frequency MSR")))
         .or_else(|| by_cpuid().map(|hz| (hz, "CPUID")))
@@ -187,8 +177,9 @@ pub fn init(power: &Power) -> Option<&'static str> {
     // The page says that the TSC is invariant on this host; of the next one it says nothing.
     let invariant = by_cpuid || by_page && hv::keep_tsc_rate(vector::TSC_CHANGED);
     let (mul, shift) = mul_shift_hz(hz);
-    SCALE.call_once(|| TscScale {
-        tsc_timestamp: rdtsc(),
+    let first = watch::reading();
+    SCALE.store(&TscScale {
+        tsc_timestamp: first.map_or_else(rdtsc, |first| first.after),
         system_time_ns: 0,
         mul,
         shift,
@@ -196,6 +187,9 @@ pub fn init(power: &Power) -> Option<&'static str> {
         stable: by_cpuid || by_page,
         invariant,
     });
+    if let Some(first) = first.filter(|_| !invariant) {
+        watch::begin(hz, first);
+    }
     WALLCLOCK
         .call_once(|| (crate::rtc::seconds().unwrap_or(0).saturating_sub(now_ns() / NS_PER_S), 0));
     Some(source)
@@ -304,17 +298,19 @@ pub fn fired(cpu: &Cpu) {
 }
 
 /// Arms this processor's timer for the first of its deadlines, or stops it. A deadline it is armed
-/// for already costs nothing.
+/// for already, by the present conversion, costs nothing.
 fn arm(cpu: &Cpu) {
     let deadline_ns = match (cpu.guest_deadline.get(), cpu.device_deadline.get()) {
         (Some(guest), Some(device)) => Some(guest.min(device)),
         (guest, None) => guest,
         (None, device) => device,
     };
-    if cpu.armed.get() == deadline_ns {
+    let version = SCALE.version();
+    if cpu.armed.get() == deadline_ns && cpu.armed_version.get() == version {
         return;
     }
     cpu.armed.set(deadline_ns);
+    cpu.armed_version.set(version);
     let now = now_ns();
     match TIMER.get() {
         Some(Timer::Synthetic) => {

@@ -31,12 +31,15 @@ pub enum Request {
     TimeArea(u64),
     /// The period of its periodic timer, 0 = none.
     Period(u64),
+    /// Its clock, which has another scale.
+    Clock,
 }
 
 const NMI: u32 = 1;
 const RUNSTATE_AREA: u32 = 2;
 const TIME_AREA: u32 = 4;
 const PERIOD: u32 = 8;
+const CLOCK: u32 = 16;
 
 /// Requests nobody has seen to yet.
 #[derive(Debug, Default)]
@@ -74,6 +77,7 @@ impl Requests {
                 self.period_ns.store(ns, Ordering::Relaxed);
                 PERIOD
             }
+            Request::Clock => CLOCK,
         };
         self.bits.fetch_or(bit, Ordering::SeqCst);
     }
@@ -113,5 +117,8 @@ fn take_all<P: Platform>(cx: &mut Ctx<'_, P>) {
     }
     if bits & PERIOD != 0 {
         time::set_periodic(cx, requests.period_ns.load(Ordering::Relaxed));
+    }
+    if bits & CLOCK != 0 {
+        time::follow_scale(cx);
     }
 }

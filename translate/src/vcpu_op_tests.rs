@@ -145,7 +145,7 @@ fn time_area() {
     assert_eq!(op(&mut m, area, 0, &[va(9).0 + 32]), ret(0));
     m.plat.state().tsc_scale.tsc_timestamp = 77;
     m.plat.state().tsc_scale.system_time_ns = 99;
-    time::republish(&mut m.cx());
+    time::scale_changed(&mut m.cx());
     let record: Vec<u64> = (0..4).map(|i| m.plat.peek(va(9).add(32 + i * 8))).collect();
     assert_eq!(record, [4, 77, 99, 1 << 40 | 1 << 32 | 0x8000_0000]);
     let info = &m.info().time;
@@ -155,8 +155,30 @@ fn time_area() {
     assert_eq!(m.dom.shared_info.wc_sec.load(Ordering::Relaxed), 1_700_000_000);
     // An area that is no longer mapped is not an error.
     m.plat.unmap(va(9));
-    time::republish(&mut m.cx());
+    time::scale_changed(&mut m.cx());
     assert_eq!(op(&mut m, area, 0, &[0]), ret(0));
+}
+
+#[test]
+fn another_scale_for_everybody() {
+    let mut m = Machine::with(64, 3);
+    m.dom.vcpus[2].online.store(false, Ordering::SeqCst);
+    let deadline = m.plat.state().now_ns + 1000;
+    time::set_singleshot(&mut m.cx_of(1), deadline);
+    assert_eq!(armed(&m), [Some(deadline)]);
+    m.plat.state().tsc_scale.system_time_ns = 99;
+    time::scale_changed(&mut m.cx());
+    let times = |m: &Machine| -> Vec<u64> {
+        let infos = m.vcpus.iter().map(|vcpu| &vcpu.entry.info.time);
+        infos.map(|time| time.system_time.load(Ordering::Relaxed)).collect()
+    };
+    assert_eq!(times(&m), [99, 0, 0]);
+    assert_eq!(m.plat.calls(), [Call::Kick(1)], "one that is not up sees it when it comes up");
+    for vcpu in 1..3 {
+        requests::take(&mut m.cx_of(vcpu));
+    }
+    assert_eq!(times(&m), [99, 99, 99]);
+    assert_eq!(armed(&m), [Some(deadline)], "by the new one");
 }
 
 #[test]

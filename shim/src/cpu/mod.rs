@@ -50,6 +50,8 @@ pub struct Cpu {
     pub steal_base: Cell<Option<(u64, u64)>>,
     /// Deadline the hardware timer is armed for; `None` = not armed.
     pub armed: Cell<Option<u64>>,
+    /// By which version of the clock's conversion.
+    pub armed_version: Cell<u32>,
     /// Deadlines of the guest and of the devices.
     pub guest_deadline: Cell<Option<u64>>,
     /// As above.
@@ -209,6 +211,7 @@ impl Cpu {
             halted_ns: Cell::new(0),
             steal_base: Cell::new(None),
             armed: Cell::new(None),
+            armed_version: Cell::new(0),
             guest_deadline: Cell::new(None),
             device_deadline: Cell::new(None),
             nmi_seen: Cell::new(false),

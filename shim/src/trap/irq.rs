@@ -13,6 +13,9 @@ use crate::devices;
 fn timer(pc: &mut PerCpu) {
     crate::time::fired(&pc.cpu);
     super::with_ctx(pc, time::timer_interrupt);
+    if crate::time::watch::look() {
+        super::with_ctx(pc, time::scale_changed);
+    }
 }
 
 /// Handles one interrupt of a processor whose vCPU has never run.

@@ -10,6 +10,7 @@
 //! a spurious interrupt arms it anew. Before a halt, where a spurious interrupt would cost more than
 //! the exit it saved, it is made exact, unless the halt will be over sooner ([`before_halt`]).
 
+pub mod rate;
 mod runstate;
 pub mod scale;
 mod skew;
@@ -28,9 +29,10 @@ use crate::Ctx;
 use crate::evtchn::{self, Here};
 use crate::outcome::{HcResult, ret};
 use crate::platform::{Platform, Shutdown, TscScale};
+use crate::requests::{self, Request};
 
 pub use runstate::{RunstateClock, SharedRunstate, get_runstate, register_runstate, set_runstate};
-pub use scale::{mul_shift, mul_shift_hz, ns_to_tsc, tsc_scale, tsc_to_ns};
+pub use scale::{SharedScale, mul_shift, mul_shift_hz, ns_to_tsc, tsc_scale, tsc_to_ns};
 pub use skew::Skew;
 
 /// No deadline.
@@ -107,10 +109,22 @@ pub fn init<P: Platform>(cx: &mut Ctx<'_, P>) {
     set_runstate(cx, Runstate::RUNNING);
 }
 
-/// The scale or the wallclock changed: publishes both anew.
-pub fn republish<P: Platform>(cx: &mut Ctx<'_, P>) {
-    publish(cx);
+/// The scale has changed: this vCPU, and soon every other one, has its pvclock and its timer by the new
+/// one.
+pub fn scale_changed<P: Platform>(cx: &mut Ctx<'_, P>) {
+    follow_scale(cx);
     publish_wallclock(cx.dom, cx.plat);
+    for vcpu in (0..).take(cx.dom.vcpus.len()).filter(|vcpu| *vcpu != cx.vcpu.id) {
+        requests::ask(cx.dom, cx.plat, vcpu, Request::Clock);
+    }
+}
+
+/// A vCPU's part of [`scale_changed`]. The deadline is armed anew: the hardware's was reckoned by the
+/// old scale.
+pub(crate) fn follow_scale<P: Platform>(cx: &mut Ctx<'_, P>) {
+    publish(cx);
+    cx.vcpu.time.armed_ns = NEVER;
+    rearm(cx);
 }
 
 /// Publishes the pvclock in `vcpu_info` and in the registered area.

@@ -4,6 +4,8 @@
 //! `ns = ((ticks << shift) * mul) >> 32`, right shift where `shift` is negative; the shifted
 //! ticks have 64 bits, the product 96 (`xen.h`, `struct vcpu_time_info`).
 
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
 use crate::platform::TscScale;
 
 const NS_PER_S: u128 = 1_000_000_000;
@@ -98,11 +100,118 @@ pub const fn ns_to_tsc(scale: &TscScale, ns: u64) -> u64 {
     }
 }
 
+/// A conversion that everybody reads and one changes, hardly ever.
+///
+/// Of two places one is written while the other is read, so that a reader never waits for a writer: not
+/// even one that has interrupted it.
+#[derive(Debug, Default)]
+pub struct SharedScale {
+    /// Changes until now; its lowest bit says which place is read.
+    version: AtomicU32,
+    places: [[AtomicU64; 4]; 2],
+}
+
+impl SharedScale {
+    /// One in which time stands still at 0.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { version: AtomicU32::new(0), places: [const { [const { AtomicU64::new(0) }; 4] }; 2] }
+    }
+
+    /// How often it was changed; wraps.
+    #[inline]
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The present conversion.
+    #[inline]
+    #[must_use]
+    pub fn load(&self) -> TscScale {
+        loop {
+            let version = self.version();
+            let [tsc, ns, rate, flags] = &self.places[version as usize & 1];
+            let [tsc_timestamp, system_time_ns, rate, flags] =
+                [tsc, ns, rate, flags].map(|word| word.load(Ordering::Relaxed));
+            // The second look at the version comes after the words. Only after it has gone on is this
+            // place written again.
+            fence(Ordering::Acquire);
+            if self.version.load(Ordering::Relaxed) == version {
+                return TscScale {
+                    tsc_timestamp,
+                    system_time_ns,
+                    mul: rate as u32,
+                    khz: (rate >> 32) as u32,
+                    shift: flags as u8 as i8,
+                    stable: flags & STABLE != 0,
+                    invariant: flags & INVARIANT != 0,
+                };
+            }
+        }
+    }
+
+    /// Changes it; one at a time.
+    pub fn store(&self, scale: &TscScale) {
+        let next = self.version.load(Ordering::Relaxed).wrapping_add(1);
+        let flag = |is: bool, bit| if is { bit } else { 0 };
+        let words = [
+            scale.tsc_timestamp,
+            scale.system_time_ns,
+            u64::from(scale.khz) << 32 | u64::from(scale.mul),
+            u64::from(scale.shift.cast_unsigned())
+                | flag(scale.stable, STABLE)
+                | flag(scale.invariant, INVARIANT),
+        ];
+        // Whoever reads one of these words also sees the version that came before them.
+        fence(Ordering::Release);
+        for (place, word) in self.places[next as usize & 1].iter().zip(words) {
+            place.store(word, Ordering::Relaxed);
+        }
+        self.version.store(next, Ordering::Release);
+    }
+}
+
+const STABLE: u64 = 1 << 8;
+const INVARIANT: u64 = 1 << 9;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn shared_by_threads() {
+        let shared = SharedScale::new();
+        assert_eq!(tsc_to_ns(&shared.load(), u64::MAX), 0, "stands still");
+        let scale = |n: u32| TscScale {
+            tsc_timestamp: n.into(),
+            system_time_ns: u64::from(n) << 9,
+            mul: !n,
+            shift: -((n % 7) as i8),
+            khz: n,
+            stable: n.is_multiple_of(2),
+            invariant: n.is_multiple_of(3),
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let mut last = 0;
+                    while last < 20_000 {
+                        let seen = shared.load();
+                        assert!(seen.khz >= last, "an old one");
+                        last = seen.khz;
+                        assert!(last == 0 || seen == scale(last), "of two");
+                    }
+                });
+            }
+            for n in 1..=20_000 {
+                shared.store(&scale(n));
+            }
+        });
+        assert_eq!(shared.version(), 20_000);
+    }
 
     /// Ten minutes.
     const RUN_S: u128 = 600;

@@ -182,7 +182,18 @@ impl ReenlightenmentControl {
     /// Notify `target_vp` by `vector` after migration.
     #[must_use]
     pub const fn notify(vector: u8, target_vp: u32) -> Self {
-        Self(vector as u64 | 1 << 16 | (target_vp as u64) << 32)
+        Self(vector as u64 | Self::ENABLED | (target_vp as u64) << 32)
+    }
+
+    const ENABLED: u64 = 1 << 16;
+
+    /// The vector and the VP that are to be notified, if one is.
+    #[must_use]
+    pub const fn notified(self) -> Option<(u8, u32)> {
+        if self.0 & Self::ENABLED == 0 {
+            return None;
+        }
+        Some((self.0 as u8, (self.0 >> 32) as u32))
     }
 }
 

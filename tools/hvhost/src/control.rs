@@ -5,6 +5,7 @@
 //! results of several lines end with an empty one.
 
 use crate::keyboard::{self, Keyboard};
+use crate::migration::Migration;
 use crate::netvsp::Network;
 use crate::options::{At, Options};
 use crate::stats::Counters;
@@ -33,6 +34,8 @@ pub struct Target {
     pub network: Option<Arc<Network>>,
     /// The keyboard.
     pub keyboard: Option<Arc<Keyboard>>,
+    /// Moves to another host.
+    pub migration: Option<Arc<Migration>>,
     /// Counters.
     pub counters: Arc<Counters>,
 }
@@ -103,6 +106,9 @@ fn command(line: &str, target: &Target) -> Result<String> {
     if keyboard::VERBS.contains(&verb) {
         let keyboard = target.keyboard.as_deref().context("this machine has no --keyboard")?;
         return keyboard.command(line);
+    }
+    if verb == "move" {
+        return target.migration.as_deref().context("this machine cannot move")?.command(line);
     }
     let no_bus = "this machine has no VMBus";
     let storage = target.storage.as_deref().context(no_bus);

@@ -1,30 +1,36 @@
-//! KVM requests `kvm-ioctls` has no wrapper for: the Hyper-V CPUID leaves and
-//! KVM's own statistics.
+//! KVM requests `kvm-ioctls` has no wrapper for: the Hyper-V CPUID leaves, TSC offsets,
+//! and KVM's own statistics.
 #![allow(unsafe_code, reason = "raw ioctls on file descriptors of KVM's")]
 
 use anyhow::{Context, Result, bail};
 use kvm_bindings::{
-    CpuId, KVM_CAP_SYS_HYPERV_CPUID, KVM_HYPERV_EVENTFD_DEASSIGN, KVMIO, kvm_cpuid_entry2,
-    kvm_cpuid2, kvm_hyperv_eventfd,
+    CpuId, KVM_CAP_SYS_HYPERV_CPUID, KVM_HYPERV_EVENTFD_DEASSIGN, KVM_VCPU_TSC_CTRL,
+    KVM_VCPU_TSC_OFFSET, KVMIO, kvm_cpuid_entry2, kvm_cpuid2, kvm_device_attr, kvm_hyperv_eventfd,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
+use std::ptr;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ref};
 
-use request::{KVM_GET_STATS_FD, KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD};
+use request::{
+    KVM_GET_DEVICE_ATTR, KVM_GET_STATS_FD, KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD,
+    KVM_SET_DEVICE_ATTR,
+};
 
 /// Request numbers.
 mod request {
     #![allow(missing_docs, reason = "the macros make public functions")]
-    use super::{KVMIO, kvm_cpuid2, kvm_hyperv_eventfd};
+    use super::{KVMIO, kvm_cpuid2, kvm_device_attr, kvm_hyperv_eventfd};
     use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
     ioctl_iowr_nr!(KVM_GET_SUPPORTED_HV_CPUID, KVMIO, 0xc1, kvm_cpuid2);
+    ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+    ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
     ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
     ioctl_iow_nr!(KVM_HYPERV_EVENTFD, KVMIO, 0xbd, kvm_hyperv_eventfd);
 }
@@ -64,6 +70,42 @@ pub fn hyperv_eventfd(vm: &VmFd, connection: u32, event: &EventFd, assign: bool)
     // SAFETY: the descriptor is a VM's, and the argument the structure the request
     // reads.
     unsafe { ioctl_with_ref(vm, KVM_HYPERV_EVENTFD(), &request) == 0 }
+}
+
+fn tsc_offset_attribute(value: &mut u64) -> kvm_device_attr {
+    kvm_device_attr {
+        flags: 0,
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: ptr::from_mut(value) as u64,
+    }
+}
+
+/// What a virtual processor's TSC is ahead of the host's.
+///
+/// # Errors
+/// KVM is older than Linux 5.16.
+pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64> {
+    let mut value = 0;
+    let attribute = tsc_offset_attribute(&mut value);
+    // SAFETY: the descriptor is a virtual processor's; KVM writes 8 bytes to `value`, which lives.
+    if unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR(), &attribute) } != 0 {
+        return Err(io::Error::last_os_error()).context("KVM_VCPU_TSC_OFFSET");
+    }
+    Ok(value)
+}
+
+/// Sets [`tsc_offset`].
+///
+/// # Errors
+/// As there.
+pub fn set_tsc_offset(vcpu: &VcpuFd, mut value: u64) -> Result<()> {
+    let attribute = tsc_offset_attribute(&mut value);
+    // SAFETY: the descriptor is a virtual processor's; KVM reads 8 bytes of `value`, which lives.
+    if unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attribute) } != 0 {
+        return Err(io::Error::last_os_error()).context("KVM_VCPU_TSC_OFFSET");
+    }
+    Ok(())
 }
 
 /// The statistics file of a VM or virtual processor; `None` where KVM has none.

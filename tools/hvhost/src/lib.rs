@@ -28,6 +28,7 @@ pub mod keyboard;
 pub mod kvm_ext;
 pub mod machine;
 pub mod memory;
+pub mod migration;
 pub mod msrs;
 pub mod net;
 pub mod netvsp;

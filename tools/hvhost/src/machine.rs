@@ -11,6 +11,7 @@ use crate::ioapic::{IoApic, IrqLine, PINS};
 use crate::keyboard::Keyboard;
 use crate::kvm_ext::{stats_file, supported_hv_cpuid};
 use crate::memory::{self, KVM_IDENTITY_MAP, KVM_TSS, Memory};
+use crate::migration::Migration;
 use crate::msrs::{self, CrashMsrs};
 use crate::netvsp::Network;
 use crate::options::Options;
@@ -99,7 +100,15 @@ pub fn run(options: &Options) -> Result<Outcome> {
         Some(bus) if options.keyboard => Some(Keyboard::new(bus.clone())?),
         _ => None,
     };
-    let target = Target { storage: storage.clone(), network, keyboard, counters: counters.clone() };
+    let scales = kvm.check_extension(Cap::TscControl);
+    let migration = Arc::new(Migration::new(Arc::new(routing.clone()), options.cpus, scales));
+    let target = Target {
+        storage: storage.clone(),
+        network,
+        keyboard,
+        migration: Some(migration.clone()),
+        counters: counters.clone(),
+    };
     control::start(options, &Arc::new(target))?;
     let shared = Arc::new(Shared {
         memory,
@@ -108,6 +117,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         ports: Ports::new(com1.clone(), com2.clone()),
         ioapic,
         crash: Mutex::new(CrashMsrs::default()),
+        migration,
         counters: counters.clone(),
     });
 

@@ -4,7 +4,9 @@
 use crate::boot::{Entry, GDT};
 use crate::exit::Outcome;
 use crate::ioapic::{self, IoApic};
+use crate::kvm_ext::{set_tsc_offset, tsc_offset};
 use crate::memory::{IOAPIC_BASE, Memory};
+use crate::migration::Migration;
 use crate::msrs::CrashMsrs;
 use crate::ports::Ports;
 use crate::routing::Kickable;
@@ -14,7 +16,11 @@ use crate::vmbus::Bus;
 use anyhow::{Context, Result};
 use hv_abi::HvStatus;
 use hv_abi::hypercall::{Control, HvResult};
-use hv_abi::msr::{HV_X64_MSR_EOM, PageMsr};
+use hv_abi::msr::{
+    HV_X64_MSR_EOM, HV_X64_MSR_REENLIGHTENMENT_CONTROL, HV_X64_MSR_TSC_EMULATION_CONTROL,
+    HV_X64_MSR_TSC_EMULATION_STATUS, PageMsr, ReenlightenmentControl, TSC_EMULATION_ENABLED,
+    TSC_EMULATION_IN_PROGRESS,
+};
 use kvm_bindings::{
     KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_EXIT_IO_OUT, KVM_SYSTEM_EVENT_RESET, Msrs,
     kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
@@ -51,6 +57,8 @@ pub struct Shared {
     pub synic: Arc<Synic>,
     /// VMBus, where the guest may use it.
     pub bus: Option<Arc<Bus>>,
+    /// Moves to another host.
+    pub migration: Arc<Migration>,
     /// Counters.
     pub counters: Arc<Counters>,
 }
@@ -60,6 +68,22 @@ pub struct Vcpu {
     id: u32,
     fd: VcpuFd,
     shared: Arc<Shared>,
+    /// Moves it has made.
+    moves: u32,
+    /// The TSC's rate, where the processor has another.
+    faster: Option<Faster>,
+}
+
+/// A TSC that is made to go faster than the processor's, by steps ahead.
+struct Faster {
+    /// The processor's TSC, and the guest's distance from it, when this began.
+    begin: (u64, u64),
+    percent: u64,
+}
+
+fn rdtsc() -> u64 {
+    // SAFETY: there is no processor with KVM that has no TSC.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// What an exit leads to.
@@ -83,7 +107,7 @@ impl Vcpu {
     /// A virtual processor whose CPUID is already set.
     #[must_use]
     pub fn new(id: u32, fd: VcpuFd, shared: Arc<Shared>) -> Self {
-        Self { id, fd, shared }
+        Self { id, fd, shared, moves: 0, faster: None }
     }
 
     /// Gives the first processor its entry state.
@@ -110,12 +134,52 @@ impl Vcpu {
     /// # Errors
     /// KVM refuses.
     pub fn put_tsc_ahead(&self, seconds: u16) -> Result<()> {
-        let entry = kvm_msr_entry { index: MSR_IA32_TSC, ..Default::default() };
-        let mut msrs = Msrs::from_entries(&[entry]).map_err(|e| anyhow::anyhow!("{e:?}"))?;
-        anyhow::ensure!(self.fd.get_msrs(&mut msrs)? == 1, "KVM does not give the TSC");
-        let now = msrs.as_slice().first().context("no TSC")?.data;
+        let now = self.msr(MSR_IA32_TSC)?;
         let hz = u64::from(self.fd.get_tsc_khz().context("KVM_GET_TSC_KHZ")?) * 1000;
         self.set_msr(MSR_IA32_TSC, now.wrapping_add(hz * u64::from(seconds)))
+    }
+
+    /// Goes on with a TSC of another rate, in percent of the present one; or with the same one, which the
+    /// host emulates, and an interrupt that says so, if the guest has asked for that.
+    fn arrive(&mut self, percent: u32) -> Result<()> {
+        // KVM without Hyper-V's MSRs has none of these two.
+        let control = self.msr(HV_X64_MSR_REENLIGHTENMENT_CONTROL).unwrap_or(0);
+        let emulation = self.msr(HV_X64_MSR_TSC_EMULATION_CONTROL).unwrap_or(0);
+        if emulation & TSC_EMULATION_ENABLED != 0
+            && let Some((vector, vp)) = ReenlightenmentControl(control).notified()
+        {
+            if vp == self.id {
+                self.set_msr(HV_X64_MSR_TSC_EMULATION_STATUS, TSC_EMULATION_IN_PROGRESS)?;
+                self.shared.migration.interrupt(vp, vector);
+            }
+            return Ok(());
+        }
+        let khz = self.fd.get_tsc_khz().context("KVM_GET_TSC_KHZ")?;
+        let khz = u64::from(khz) * u64::from(percent) / 100;
+        self.fd.set_tsc_khz(u32::try_from(khz)?).context("KVM_SET_TSC_KHZ")?;
+        if !self.shared.migration.scales {
+            // The frequency MSR says it now. KVM itself would make it so only while its clock is not the
+            // TSC.
+            let begin = (rdtsc(), tsc_offset(&self.fd)?);
+            self.faster = Some(Faster { begin, percent: percent.into() });
+            self.shared.migration.kick_on();
+        }
+        Ok(())
+    }
+
+    /// Puts a TSC that is made to go faster where it is to be now.
+    fn keep_up(&self) -> Result<()> {
+        let Some(Faster { begin: (tsc, offset), percent }) = &self.faster else { return Ok(()) };
+        let passed = u128::from(rdtsc().saturating_sub(*tsc));
+        let more = passed * u128::from(percent.saturating_sub(100)) / 100;
+        set_tsc_offset(&self.fd, offset.wrapping_add(more as u64))
+    }
+
+    fn msr(&self, index: u32) -> Result<u64> {
+        let entry = kvm_msr_entry { index, ..Default::default() };
+        let mut msrs = Msrs::from_entries(&[entry]).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        anyhow::ensure!(self.fd.get_msrs(&mut msrs)? == 1, "KVM does not give MSR {index:#x}");
+        Ok(msrs.as_slice().first().context("no MSR")?.data)
     }
 
     fn set_msr(&self, index: u32, data: u64) -> Result<()> {
@@ -137,6 +201,13 @@ impl Vcpu {
             self.fd.set_kvm_immediate_exit(0);
             if self.shared.synic.has_posted(self.id) {
                 self.shared.synic.deliver(self.id);
+            }
+            let moved = match self.shared.migration.ahead_of(&mut self.moves) {
+                Some(percent) => self.arrive(percent),
+                None => self.keep_up(),
+            };
+            if let Err(error) = moved {
+                return self.broken(&format!("it cannot move: {error:#}"));
             }
             match self.step() {
                 Next::Run => {}

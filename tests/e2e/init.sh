@@ -55,6 +55,19 @@ crash)
 	echo c >/proc/sysrq-trigger
 	sleep 60
 	;;
+clock)
+	# The test has a clock of its own, and looks at it when it reads these lines.
+	clock() { echo "@@ clock-$1 $(cut -d' ' -f1 /proc/uptime)"; }
+	clock 1
+	sleep 4
+	clock 2
+	echo "@@ move-now"
+	sleep 3
+	clock 3
+	sleep 5
+	clock 4
+	log
+	;;
 idle:*)
 	sleep "${test#idle:}"
 	;;

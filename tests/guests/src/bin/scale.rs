@@ -5,7 +5,9 @@
 //! - `fault-N`: N threads map, touch and unmap 256 KiB each; counted are pages.
 //! - `mmap-N`: they map, touch and unmap one page each.
 //! - `futex-N`: N pairs of threads wake each other in turn; the two of a pair are on neighbouring
-//!   processors, or on the same one where there is only one.
+//!   processors, or on the same one where there is only one. Who is woken quickly finds the other still
+//!   awake.
+//! - `wake-N`: the same, but each works for a while before its turn is over, so that the other is asleep.
 #![expect(unsafe_code, reason = "memory, threads' places and futexes by system calls")]
 
 use std::process::ExitCode;
@@ -17,7 +19,9 @@ use std::time::{Duration, Instant};
 type Turn = fn() -> u64;
 
 const THREADS: [usize; 3] = [1, 2, 4];
-const KINDS: [&str; 3] = ["fault", "mmap", "futex"];
+const KINDS: [&str; 4] = ["fault", "mmap", "futex", "wake"];
+/// How long a turn of `wake` takes at least: the other one sleeps by then.
+const WORK: Duration = Duration::from_millis(1);
 const PAGE: usize = 4096;
 const PAGES: usize = 64;
 /// A processor waits so long for its other half before it looks at the time.
@@ -83,8 +87,15 @@ fn futex(word: &AtomicU32, operation: libc::c_int, value: u32) {
     };
 }
 
-/// Pairs that wake each other in turn; how often.
-fn ping_pong(pairs: usize, cpus: usize) -> u64 {
+fn busy_for(time: Duration) {
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+/// Pairs that wake each other in turn, and work so long in each; how often.
+fn ping_pong(pairs: usize, cpus: usize, work: Duration) -> u64 {
     let words: Vec<AtomicU32> = (0..pairs).map(|_| AtomicU32::new(0)).collect();
     let done = AtomicU64::new(0);
     thread::scope(|scope| {
@@ -97,6 +108,9 @@ fn ping_pong(pairs: usize, cpus: usize) -> u64 {
                     if word.load(Ordering::SeqCst) != mine {
                         futex(word, libc::FUTEX_WAIT, 1 - mine);
                         continue;
+                    }
+                    if !work.is_zero() {
+                        busy_for(work);
                     }
                     word.store(1 - mine, Ordering::SeqCst);
                     futex(word, libc::FUTEX_WAKE, 1);
@@ -123,7 +137,8 @@ fn phase(name: &str, seconds: u64) -> Option<()> {
     let count = match kind {
         "fault" => beside_each_other(threads, cpus, || pages(PAGES)),
         "mmap" => beside_each_other(threads, cpus, || pages(1)),
-        "futex" => ping_pong(threads, cpus),
+        "futex" => ping_pong(threads, cpus, Duration::ZERO),
+        "wake" => ping_pong(threads, cpus, WORK),
         _ => return None,
     };
     let took = begin.elapsed().as_secs_f64();

@@ -45,6 +45,7 @@ pub mod storvsp;
 pub mod synic;
 pub mod terminal;
 pub mod trace;
+pub mod tsc;
 pub mod vcpu;
 pub mod vmbus;
 

@@ -12,6 +12,7 @@ use crate::ports::Ports;
 use crate::routing::Kickable;
 use crate::stats::{Counters, ExitReason};
 use crate::synic::Synic;
+use crate::tsc;
 use crate::vmbus::Bus;
 use anyhow::{Context, Result};
 use hv_abi::HvStatus;
@@ -79,11 +80,6 @@ struct Faster {
     /// The processor's TSC, and the guest's distance from it, when this began.
     begin: (u64, u64),
     percent: u64,
-}
-
-fn rdtsc() -> u64 {
-    // SAFETY: there is no processor with KVM that has no TSC.
-    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// What an exit leads to.
@@ -160,7 +156,7 @@ impl Vcpu {
         if !self.shared.migration.scales {
             // The frequency MSR says it now. KVM itself would make it so only while its clock is not the
             // TSC.
-            let begin = (rdtsc(), tsc_offset(&self.fd)?);
+            let begin = (tsc::now(), tsc_offset(&self.fd)?);
             self.faster = Some(Faster { begin, percent: percent.into() });
             self.shared.migration.kick_on();
         }
@@ -169,8 +165,8 @@ impl Vcpu {
 
     /// Puts a TSC that is made to go faster where it is to be now.
     fn keep_up(&self) -> Result<()> {
-        let Some(Faster { begin: (tsc, offset), percent }) = &self.faster else { return Ok(()) };
-        let passed = u128::from(rdtsc().saturating_sub(*tsc));
+        let Some(Faster { begin: (begin, offset), percent }) = &self.faster else { return Ok(()) };
+        let passed = u128::from(tsc::now().saturating_sub(*begin));
         let more = passed * u128::from(percent.saturating_sub(100)) / 100;
         set_tsc_offset(&self.fd, offset.wrapping_add(more as u64))
     }

@@ -26,6 +26,7 @@ use crate::protocol::{self, CHUNK_BYTES, Exit, Kind, Run};
 use crate::wire::Wire;
 use anyhow::{Context, Result, bail};
 use hvhost::net::{BackendOptions, NetOptions};
+use hvhost::tsc;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufReader, Read, Write};
@@ -40,7 +41,9 @@ use std::time::{Duration, Instant, SystemTime};
 const KERNEL: &str = "bookworm";
 /// Its clock is the TSC, which in emulation is the machine's own and the same on all processors. Left
 /// alone the kernel distrusts it, and its KVM then has no reference TSC page to give. A busy machine
-/// may let its checks of timers and for stuck processors fail, the first with a panic.
+/// may let its checks of timers and for stuck processors fail, the first with a panic; and its
+/// measurement of the TSC, after which its clock goes up to ten times too fast. The emulated TSC is
+/// this machine's, so it is told the rate.
 const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on \
     tsc=reliable clocksource=tsc no_timer_check nowatchdog";
 /// Modules, what they depend on is added.
@@ -357,7 +360,7 @@ fn qemu(kernel: &Path, initrd: &Path, socket: &Path, log: &Path, memory_mib: u64
         .arg(kernel)
         .arg("-initrd")
         .arg(initrd)
-        .args(["-append", KERNEL_OPTIONS])
+        .args(["-append", &format!("{KERNEL_OPTIONS} tsc_early_khz={}", tsc::khz())])
         .args(["-serial", &format!("file:{}", log.display())])
         .args(["-chardev", &format!("socket,id=port,path={}", socket.display())])
         .args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,nr=1"]);

@@ -11,6 +11,7 @@ mod hyperv;
 mod pvgrub;
 mod screen;
 mod secure;
+mod window;
 
 use anyhow::{Result, ensure};
 use pontoon::cleanup::Scratch;
@@ -31,7 +32,7 @@ const LIMIT: Duration = Duration::from_secs(400);
 
 type Test = fn(&str) -> Result<()>;
 
-const TESTS: [(&str, Test); 13] = [
+const TESTS: [(&str, Test); 14] = [
     ("grub-bios", grub_bios),
     ("grub-uefi", grub_uefi),
     ("uefi", uefi),
@@ -42,6 +43,7 @@ const TESTS: [(&str, Test); 13] = [
     ("hyperv-uefi", hyperv_uefi),
     ("screen-bios", screen_bios),
     ("screen-uefi", screen_uefi),
+    ("window", window::shell),
     ("pvgrub2", pvgrub::default_entry),
     ("pvgrub2-newer", pvgrub::newer_kernel),
     ("pvgrub2-older", pvgrub::older_kernel),

@@ -1,7 +1,6 @@
 //! Reading a screen back: QEMU's picture of it, and the shim's font.
 
 use anyhow::{Context, Result, bail};
-use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -83,19 +82,6 @@ fn read(picture: &Path) -> Result<String> {
     let (width, height): (usize, usize) = (word()?.parse()?, word()?.parse()?);
     word()?;
     let pixels = file.get(at..at + width * height * 3).context("pixels")?;
-    let letters: HashMap<&[u8], char> =
-        (' '..='~').map(|letter| (terminal::glyph(letter), letter)).collect();
     let is_lit = |x: usize, y: usize| pixels[(y * width + x) * 3..][..3].iter().any(|&c| c > 0x7f);
-    let mut text = String::new();
-    for row in 0..height / 16 {
-        for column in 0..width / 8 {
-            let line =
-                |y| (0..8).fold(0u8, |bits, x| bits << 1 | u8::from(is_lit(column * 8 + x, y)));
-            let glyph: Vec<u8> = (row * 16..row * 16 + 16).map(line).collect();
-            text.push(letters.get(&glyph[..]).copied().unwrap_or('\u{fffd}'));
-        }
-        text.truncate(text.trim_end().len());
-        text.push('\n');
-    }
-    Ok(text)
+    Ok(hvhost::screen::read(width, height, is_lit))
 }

@@ -1,5 +1,5 @@
 //! Commands to a running machine: lines on a UNIX socket (`--control`), or one
-//! line each when a text appears on COM1 (`--at`).
+//! line each when a text appears on COM1 or the screen (`--at`).
 //!
 //! Each line is answered by `ok`, with the result behind it, or `error` and why;
 //! results of several lines end with an empty one.
@@ -8,6 +8,7 @@ use crate::keyboard::{self, Keyboard};
 use crate::migration::Migration;
 use crate::netvsp::Network;
 use crate::options::{At, Options};
+use crate::screen::Screen;
 use crate::stats::Counters;
 use crate::storvsp::Storage;
 use anyhow::{Context, Result};
@@ -36,6 +37,8 @@ pub struct Target {
     pub keyboard: Option<Arc<Keyboard>>,
     /// Moves to another host.
     pub migration: Option<Arc<Migration>>,
+    /// The screen.
+    pub screen: Option<Screen>,
     /// Counters.
     pub counters: Arc<Counters>,
 }
@@ -101,6 +104,9 @@ fn command(line: &str, target: &Target) -> Result<String> {
     }
     if line.trim() == "counters" {
         return Ok(serde_json::to_string(&target.counters.report("running", None))?);
+    }
+    if line.trim() == "screen" {
+        return target.screen.as_ref().context("this machine has no --screen")?.text();
     }
     let verb = line.split_whitespace().next().unwrap_or_default();
     if keyboard::VERBS.contains(&verb) {

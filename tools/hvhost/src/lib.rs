@@ -39,6 +39,7 @@ pub mod ports;
 pub mod probe;
 pub mod routing;
 pub mod rtc;
+pub mod screen;
 pub mod serial;
 pub mod stats;
 pub mod storvsp;

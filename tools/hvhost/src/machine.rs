@@ -18,6 +18,7 @@ use crate::options::Options;
 use crate::ports::Ports;
 use crate::probe;
 use crate::routing::{self, Routing};
+use crate::screen::{self, Screen};
 use crate::serial::{COM_IRQ, Com};
 use crate::stats::Counters;
 use crate::storvsp::Storage;
@@ -59,7 +60,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let payload = read_payload(options)?;
     let kvm = probe::open()?;
     let vm = Arc::new(create_vm(&kvm)?);
-    let memory = memory::allocate(options.memory.0)?;
+    let memory = memory::allocate_with(options.memory.0, options.screen.then_some(screen::REGION))?;
     if options.lock_memory {
         lock(&memory)?;
     }
@@ -77,6 +78,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
     // A text may have several commands.
     markers.sort();
     markers.dedup();
+    if let Some(screen) = Screen::of(&memory) {
+        screen.watch(markers.clone(), counters.clone())?;
+    }
     let com2 = Com::new(&options.com2, irq2, Vec::new(), counters.clone(), &events)?;
     let com1 = Com::new(&options.com1, irq1, markers, counters.clone(), &events)?;
     let features = hv.unwrap_or(HvFeatures::empty());
@@ -106,6 +110,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         storage: storage.clone(),
         network,
         keyboard,
+        screen: Screen::of(&memory),
         migration: Some(migration.clone()),
         counters: counters.clone(),
     };

@@ -5,7 +5,7 @@
 //! 0x0009_fc00  end of conventional memory
 //! 0x000e_0000  RSDP, ACPI tables
 //! 0x0010_0000  RAM: kernel; initrd and modules at the top
-//! 0xc000_0000  32-bit hole: 0xf800_0000 VMBus window, 0xfec0_0000 IOAPIC,
+//! 0xc000_0000  32-bit hole: 0xe000_0000 the screen, 0xf800_0000 VMBus window, 0xfec0_0000 IOAPIC,
 //!              0xfee0_0000 LAPIC, 0xfffb_c000 KVM's own pages
 //! 4 GiB        the rest of RAM
 //! ```
@@ -96,7 +96,17 @@ pub fn memory_map(bytes: u64) -> Vec<Range> {
 /// # Errors
 /// The host has no address space or memory to give.
 pub fn allocate(bytes: u64) -> Result<Memory> {
-    let ranges: Vec<(GuestAddress, usize)> = backed_ranges(bytes)
+    allocate_with(bytes, None)
+}
+
+/// The same with a range in the 32-bit hole, its start and bytes.
+///
+/// # Errors
+/// As there.
+pub fn allocate_with(bytes: u64, in_hole: Option<(u64, u64)>) -> Result<Memory> {
+    let mut ranges = backed_ranges(bytes);
+    ranges.splice(1..1, in_hole);
+    let ranges: Vec<(GuestAddress, usize)> = ranges
         .into_iter()
         .map(|(start, len)| Ok((GuestAddress(start), usize::try_from(len)?)))
         .collect::<Result<_>>()?;

@@ -84,19 +84,22 @@ pub struct Options {
     /// Offer a keyboard; the commands `type` and `key` type on it.
     #[arg(long)]
     pub keyboard: bool,
+    /// Have a screen; the command `screen` says what is on it.
+    #[arg(long)]
+    pub screen: bool,
     /// Have signals come through the monitor page.
     #[arg(long)]
     pub vmbus_monitor: bool,
     /// Take commands on this UNIX socket: see docs/hvhost.md.
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
-    /// When TEXT first appears on COM1, do what --control takes.
+    /// When TEXT first appears on COM1 or the screen, do what --control takes.
     #[arg(long, value_name = "TEXT=COMMAND")]
     pub at: Vec<At>,
     /// Write counters as JSON at the end, and to FILE.N at each SIGUSR1.
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
-    /// Note in the counters when TEXT first appears on COM1.
+    /// Note in the counters when TEXT first appears on COM1 or the screen.
     #[arg(long, value_name = "TEXT")]
     pub marker: Vec<String>,
     /// Keep the thread of each virtual processor on one processor, in turn.
@@ -131,6 +134,9 @@ impl Options {
         }
         if !self.module.is_empty() && self.door == Door::Linux64 {
             bail!("--module needs the PVH door; the Linux boot protocol has one slot, the initrd");
+        }
+        if self.screen && self.door != Door::Linux64 {
+            bail!("--screen needs --door linux64: the PVH door tells of no screen");
         }
         let features = self.hv_features()?.unwrap_or(HvFeatures::empty());
         place(&self.disk)?;
@@ -175,7 +181,7 @@ impl Options {
 /// A command to be done at a time in the guest's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct At {
-    /// When this text first appears on COM1.
+    /// When this text first appears on COM1 or the screen.
     pub marker: String,
     /// A line as `--control` takes it.
     pub command: String,
@@ -354,6 +360,7 @@ mod tests {
             &["--disk", "a,scsi=0:0", "--disk", "b,scsi=0:0"],
             &["--scsi-controllers", "9"],
             &["--door", "linux64", "--module", "m"],
+            &["--screen"],
         ] {
             assert!(parse(words).unwrap().validate().is_err(), "{words:?}");
         }

@@ -4,6 +4,7 @@
 
 use super::elf::Image;
 use super::{COMMAND_LINE, Entry, GDT, Machine, Payload, place_blocks, write_command_line};
+use crate::screen;
 use anyhow::{Context, Result, ensure};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
@@ -61,6 +62,12 @@ impl BootParams {
         }
     }
 
+    /// The page so far.
+    #[must_use]
+    pub fn page(&self) -> &[u8] {
+        &self.bytes
+    }
+
     fn put32(&mut self, offset: usize, value: u64) {
         self.put(offset, &(value as u32).to_le_bytes());
     }
@@ -91,6 +98,7 @@ impl BootParams {
         if !machine.openvmm_like {
             self.put(offset::ACPI_RSDP_ADDR, &machine.rsdp.to_le_bytes());
         }
+        screen::describe(machine.memory, &mut self);
         self.put(offset::E820_ENTRIES, &[u8::try_from(machine.map.len())?]);
         for (n, range) in machine.map.iter().enumerate() {
             let at = offset::E820_TABLE + 20 * n;

@@ -75,23 +75,32 @@ pub fn wallclock() -> (u64, u32) {
     WALLCLOCK.get().copied().unwrap_or((0, 0))
 }
 
-/// Waits, before the TSC's rate is known, until `elapsed` says a window of time is over; returns
-/// TSC ticks and that window's length in ns.
-fn measure(elapsed_ns: impl Fn() -> u64, window_ns: u64) -> u64 {
-    let start = rdtsc();
+/// A clock's time in ns, and the TSC then: the best of some readings, for in others the host may have
+/// run something else meanwhile.
+fn reading(clock_ns: &impl Fn() -> u64) -> (u64, u64) {
+    const TRIES: usize = 10;
+    let tries = (0..TRIES).map(|_| {
+        let before = rdtsc_ordered();
+        let ns = clock_ns();
+        let took = rdtsc_ordered().wrapping_sub(before);
+        (took, ns, before.wrapping_add(took / 2))
+    });
+    tries.min().map_or((0, 0), |(_, ns, tsc)| (ns, tsc))
+}
+
+/// The TSC's rate in Hz by a clock in ns, watched for a window of time; 0 where the clock does not go on.
+fn measure(clock_ns: impl Fn() -> u64, window_ns: u64) -> u64 {
+    let (begin, first) = reading(&clock_ns);
     let mut spins = 0u64;
-    let ns = loop {
-        let ns = elapsed_ns();
+    while clock_ns().saturating_sub(begin) < window_ns {
         spins += 1;
-        if ns >= window_ns || spins > 50_000_000 {
-            break ns;
+        if spins > 50_000_000 {
+            return 0;
         }
-    };
-    let ticks = rdtsc().wrapping_sub(start);
-    if ns < window_ns {
-        return 0;
     }
-    (u128::from(ticks) * u128::from(NS_PER_S) / u128::from(ns)) as u64
+    let (end, last) = reading(&clock_ns);
+    let (ticks, ns) = (last.wrapping_sub(first), end.saturating_sub(begin));
+    (u128::from(ticks) * u128::from(NS_PER_S) / u128::from(ns.max(1))) as u64
 }
 
 const WINDOW_NS: u64 = 50_000_000;

@@ -1,6 +1,5 @@
-#!/bin/sh
-# In front of the disk tests' first processes: fio, from a disk of programs. What began
-# is said, and what failed; lines that begin with @@ are read by the tests.
+# Behind first.sh, in front of the disk tests: fio, from a disk of programs. What began is said, and what
+# failed.
 
 # Makes the programs on a disk ready.
 tools() {

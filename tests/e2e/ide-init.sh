@@ -1,18 +1,6 @@
-#!/bin/sh
-# First process of the tests of IDE's disks: writes to every disk that can be written, and says what all
+# Behind first.sh, the first process of the tests of IDE's disks: writes to every disk that can be written, and says what all
 # of them are. Lines that begin with @@ are read by the test. On the command line: pontoon_disks= how
 # many there are.
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev 2>/dev/null
-for module in $(cat /modules/list); do
-	insmod "/modules/$module" || echo "@@ failed insmod $module"
-done
-for word in $(cat /proc/cmdline); do
-	case $word in
-	pontoon_*) eval "${word#pontoon_}" ;;
-	esac
-done
 
 n=0
 while [ "$(ls -d /sys/block/sd* /sys/block/xvd* 2>/dev/null | wc -l)" -lt "$disks" ]; do

@@ -1,18 +1,6 @@
-#!/bin/sh
-# First process of an imported guest: says which disks and network cards it has. Lines that begin
+# Behind first.sh, the first process of an imported guest: says which disks and network cards it has. Lines that begin
 # with @@ are read by the test. On the command line: pontoon_disks= and pontoon_cards=, what there
 # has to be.
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev 2>/dev/null
-for module in $(cat /modules/list); do
-	insmod "/modules/$module" || echo "@@ failed insmod $module"
-done
-for word in $(cat /proc/cmdline); do
-	case $word in
-	pontoon_*) eval "${word#pontoon_}" ;;
-	esac
-done
 
 # Waits up to 60 s for so many names.
 wait_for() {

@@ -1,15 +1,5 @@
-#!/bin/sh
-# First process of the test guests. pontoon_test= chooses what happens; lines
+# Behind first.sh, the first process of the test guests. pontoon_test= chooses what happens; lines
 # that begin with @@ are read by the tests.
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev 2>/dev/null
-test=none
-for word in $(cat /proc/cmdline); do
-	case $word in
-	pontoon_test=*) test=${word#pontoon_test=} ;;
-	esac
-done
 echo "@@ init $(uname -r)"
 echo "@@ uptime $(cut -d' ' -f1 /proc/uptime)"
 echo "@@ hypervisor $(cat /sys/hypervisor/type 2>/dev/null) $(cat /sys/hypervisor/guest_type 2>/dev/null)"
@@ -23,7 +13,7 @@ log() {
 	echo "@@ log end"
 }
 
-case $test in
+case ${test:-none} in
 stress)
 	/stress
 	echo "@@ stress $?"

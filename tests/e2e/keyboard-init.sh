@@ -1,19 +1,7 @@
-#!/bin/sh
-# First process of the keyboard tests. Lines that begin with @@ are read by the test, which has keys
+# Behind first.sh, the first process of the keyboard tests. Lines that begin with @@ are read by the test, which has keys
 # pressed when it sees some of them. On the command line: pontoon_tty= what they type on,
 # pontoon_first= and pontoon_second= how many bytes that is, before the keyboard is taken away and after;
 # pontoon_much= bytes that are typed while nobody reads.
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev 2>/dev/null
-for module in $(cat /modules/list 2>/dev/null); do
-	insmod "/modules/$module" || echo "@@ failed insmod $module"
-done
-for word in $(cat /proc/cmdline); do
-	case $word in
-	pontoon_*) eval "${word#pontoon_}" ;;
-	esac
-done
 
 # Waits until the kernel has so many keyboards: on hvc0 it has none, natively what is pressed too early
 # is lost.

@@ -1,24 +1,8 @@
-#!/bin/sh
-# First process of the load tests: programs that keep all processors busy while processors go and
+# Behind first.sh, the first process of the load tests: programs that keep all processors busy while processors go and
 # come. On the command line: pontoon_test= what, pontoon_seconds= how long the part that has no end
 # of its own takes. Lines that begin with @@ are read by the test. The first disk has the programs,
 # and below src what is compiled.
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev 2>/dev/null
-for module in $(cat /modules/list); do
-	insmod "/modules/$module" || echo "@@ failed insmod $module"
-done
-for word in $(cat /proc/cmdline); do
-	case $word in
-	pontoon_*) eval "${word#pontoon_}" ;;
-	esac
-done
 cpus=$(nproc)
-
-fail() {
-	echo "@@ failed $*"
-}
 
 tools() {
 	for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do

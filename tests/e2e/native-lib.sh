@@ -1,15 +1,4 @@
-# How the first processes of the native disk tests begin. Lines that begin with @@ are
-# read by the test.
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev 2>/dev/null
-for module in $(cat /modules/list); do
-	insmod "/modules/$module" || echo "@@ failed insmod $module"
-done
-
-fail() {
-	echo "@@ failed $*"
-}
+# Behind first.sh, in front of the native disk tests: disks by their places.
 
 # The disk at a LUN, once it is there; the two controllers have different LUNs.
 disk() {

@@ -1,18 +1,6 @@
-#!/bin/sh
-# First process of the network tests. Lines that begin with @@ are read by the test.
+# Behind first.sh, the first process of the network tests. Lines that begin with @@ are read by the test.
 # On the command line: pontoon_test= which, pontoon_net= the third byte of the IPv4 network,
 # pontoon_port= the peer's port, pontoon_vlan= a VLAN there is.
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev 2>/dev/null
-for module in $(cat /modules/list); do
-	insmod "/modules/$module" || echo "@@ failed insmod $module"
-done
-for word in $(cat /proc/cmdline); do
-	case $word in
-	pontoon_*) eval "${word#pontoon_}" ;;
-	esac
-done
 here4=198.18.$net.2 there4=198.18.$net.1
 here6=fd5a:ce00:$net::2 there6=fd5a:ce00:$net::1
 

@@ -1,23 +1,7 @@
-# Behind fio-lib.sh, the first process of the disk tests' small guests: disks as Xen's
+# Behind first.sh and fio-lib.sh, the first process of the disk tests' small guests: disks as Xen's
 # frontend shows them.
 # pontoon_test= chooses what happens; lines that begin with @@ are read by the test.
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev 2>/dev/null
-for module in $(cat /modules/list); do
-	insmod "/modules/$module" || echo "@@ failed insmod $module"
-done
-test=none
-for word in $(cat /proc/cmdline); do
-	case $word in
-	pontoon_test=*) test=${word#pontoon_test=} ;;
-	esac
-done
 mkdir /mnt
-
-fail() {
-	echo "@@ failed $*"
-}
 
 # Waits until the command succeeds.
 until_ok() {

@@ -1,23 +1,19 @@
 //! Initramfs archives of the native disk tests: the storage drivers of a Debian kernel,
 //! and this machine's own partitioning and file system programs.
 
-use crate::parts;
+use crate::{guests, parts};
 use anyhow::{Context, Result};
-use pontoon::initramfs::{self, Extra};
+use pontoon::initramfs::Extra;
 use pontoon::kernel::Kernel;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-const INIT: &str = concat!(
-    "#!/bin/sh\n",
-    include_str!("../e2e/native-lib.sh"),
-    include_str!("../e2e/disk-init.sh")
-);
-const FIO_INIT: &str = concat!(
+const INIT: &[&str] = &[include_str!("../e2e/native-lib.sh"), include_str!("../e2e/disk-init.sh")];
+const FIO_INIT: &[&str] = &[
     include_str!("../e2e/fio-lib.sh"),
     include_str!("../e2e/native-lib.sh"),
-    include_str!("../e2e/native-fio-init.sh")
-);
+    include_str!("../e2e/native-fio-init.sh"),
+];
 
 /// Drivers; what they depend on is added.
 const MODULES: [&str; 5] = ["hv_storvsc", "sd_mod", "sr_mod", "ext4", "isofs"];
@@ -36,7 +32,7 @@ pub fn fio_initramfs(kernel: &Kernel) -> Result<Vec<u8>> {
     build(kernel, FIO_INIT, Vec::new())
 }
 
-fn build(kernel: &Kernel, init: &str, mut extras: Vec<Extra>) -> Result<Vec<u8>> {
+fn build(kernel: &Kernel, init: &[&str], mut extras: Vec<Extra>) -> Result<Vec<u8>> {
     let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
     extras.extend(parts::drivers(kernel, &MODULES)?);
     let mut libraries = BTreeSet::new();
@@ -50,7 +46,7 @@ fn build(kernel: &Kernel, init: &str, mut extras: Vec<Extra>) -> Result<Vec<u8>>
         let name = library.to_string_lossy().trim_start_matches('/').to_owned();
         extras.push(Extra { name, data: read(&library)? });
     }
-    initramfs::build(init, &extras)
+    guests::with_init(init, &extras)
 }
 
 /// Lines of a kernel log that complain about storage.

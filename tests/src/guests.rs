@@ -5,7 +5,10 @@ use pontoon::artefact::{Artefact, BARE, LINUX};
 use pontoon::initramfs::{self, Extra};
 use std::path::PathBuf;
 
-/// First process of every test guest. `pontoon_test=` on the kernel's command
+/// How the first process of every small guest begins.
+const FIRST: &str = include_str!("../e2e/first.sh");
+
+/// First process of the guests of boots. `pontoon_test=` on the kernel's command
 /// line chooses what it does; lines beginning with `@@` are for the tests.
 const INIT: &str = include_str!("../e2e/init.sh");
 
@@ -27,5 +30,11 @@ pub fn initramfs(programs: &[&'static str]) -> Result<Vec<u8>> {
         let data = std::fs::read(&path).with_context(|| path.display().to_string())?;
         extras.push(Extra { name: (*name).to_owned(), data });
     }
-    initramfs::build(INIT, &extras)
+    with_init(&[INIT], &extras)
+}
+
+/// An initramfs of busybox, `extras`, and a first process of `scripts` one after the other, behind
+/// `tests/e2e/first.sh`.
+pub fn with_init(scripts: &[&str], extras: &[Extra]) -> Result<Vec<u8>> {
+    initramfs::build(&[&[FIRST], scripts].concat().concat(), extras)
 }

@@ -1,8 +1,9 @@
 //! The load tests' disk: programs that keep processors busy, a C compiler, and what it compiles.
 
+use crate::guests;
 use crate::parts::{self, run};
 use anyhow::{Context, Result, ensure};
-use pontoon::initramfs::{self, Extra};
+use pontoon::initramfs::Extra;
 use pontoon::kernel::Kernel;
 use std::fmt::Write as _;
 use std::fs;
@@ -38,11 +39,11 @@ pub fn initramfs(kernel: &Kernel, native: bool) -> Result<Vec<u8>> {
     let names: &[&str] = if native { &NATIVE_MODULES } else { &MODULES };
     let mut extras = parts::drivers(kernel, names)?;
     for name in ["clocks", "scale"] {
-        let program = crate::guests::program(name)?;
+        let program = guests::program(name)?;
         let data = fs::read(&program).with_context(|| program.display().to_string())?;
         extras.push(Extra { name: name.into(), data });
     }
-    initramfs::build(INIT, &extras)
+    guests::with_init(&[INIT], &extras)
 }
 
 /// The disk; the MD5 sum of the objects as this machine's processors make them, one after the other.

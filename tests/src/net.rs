@@ -4,7 +4,7 @@ use crate::parts::{self, run};
 use crate::{guests, traffic};
 use anyhow::{Context, Result};
 use hvhost::net::{Backend, Frame, Stream, Tap};
-use pontoon::initramfs::{self, Extra};
+use pontoon::initramfs::Extra;
 use pontoon::kernel::Kernel;
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -50,7 +50,7 @@ fn initramfs_with(kernel: &Kernel, modules: &[&str]) -> Result<Vec<u8>> {
         let name = library.to_string_lossy().trim_start_matches('/').to_owned();
         extras.push(Extra { name, data: read(&library)? });
     }
-    initramfs::build(INIT, &extras)
+    guests::with_init(&[INIT], &extras)
 }
 
 /// VLAN of the second TAP.

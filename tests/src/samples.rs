@@ -1,9 +1,9 @@
 //! Guests of Xen's as their hosts leave them, for the tests of `pontoon import`: a kernel with an
 //! initramfs that says what it finds, and disks around it in every form there is.
 
+use crate::guests;
 use crate::parts::{self, run};
 use anyhow::{Context, Result};
-use pontoon::initramfs;
 use pontoon::kernel::Kernel;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ impl Samples {
     pub fn new(dir: &Path, spec: &str) -> Result<Self> {
         let kernel = Kernel::get(spec)?;
         let initrd = dir.join("initrd");
-        fs::write(&initrd, initramfs::build(INIT, &parts::drivers(&kernel, &MODULES)?)?)?;
+        fs::write(&initrd, guests::with_init(&[INIT], &parts::drivers(&kernel, &MODULES)?)?)?;
         Ok(Self { dir: dir.to_owned(), kernel: kernel.vmlinuz()?, initrd })
     }
 

@@ -3,7 +3,7 @@
 use crate::{native, power};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::Machine;
-use pontoon::initramfs::{self, Extra};
+use pontoon::initramfs::Extra;
 use pontoon::kernel::Kernel;
 use pontoon::outcome::Status;
 use pontoon_tests::lab::{Lab, cpus, ended, nothing_new};
@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const INIT: &str =
-    concat!(include_str!("../../e2e/fio-lib.sh"), include_str!("../../e2e/xvd-init.sh"));
+const INIT: [&str; 2] =
+    [include_str!("../../e2e/fio-lib.sh"), include_str!("../../e2e/xvd-init.sh")];
 const MODULES: [&str; 2] = ["xen-blkfront", "ext4"];
 const LIMIT: Duration = Duration::from_secs(300);
 const MIB: usize = 1 << 20;
@@ -41,7 +41,7 @@ pub fn guest(lab: &mut Lab, spec: &str, test: &str) -> Result<Machine> {
     let program = fs::read(guests::program("diskwork")?)?;
     let mut extras = parts::drivers(&kernel, &MODULES)?;
     extras.push(Extra { name: "diskwork".into(), data: program });
-    fs::write(&initrd, initramfs::build(INIT, &extras)?)?;
+    fs::write(&initrd, guests::with_init(&INIT, &extras)?)?;
     let append = format!("console=hvc0 quiet panic=-1 pontoon_test={test}");
     let mut machine = Machine::new(&kernel.vmlinuz()?, Some(&initrd), &append);
     machine.timeout = Some(LIMIT);

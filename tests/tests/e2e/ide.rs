@@ -5,10 +5,9 @@ use crate::disk::{bytes, md5};
 use crate::{LIMIT, Lab, MEMORY_MIB, ended, in_plain_qemu};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::{Input, Machine};
-use pontoon::initramfs;
 use pontoon::outcome::Status;
 use pontoon_tests::transcript::Transcript;
-use pontoon_tests::{disks, parts};
+use pontoon_tests::{disks, guests, parts};
 use std::fs;
 use std::path::PathBuf;
 
@@ -30,7 +29,7 @@ fn machine(
     let kernel = lab.kernel(spec)?;
     let scratch = lab.scratch()?;
     let initrd = scratch.join("ide-initrd");
-    fs::write(&initrd, initramfs::build(INIT, &parts::drivers(&kernel, modules)?)?)?;
+    fs::write(&initrd, guests::with_init(&[INIT], &parts::drivers(&kernel, modules)?)?)?;
     let append = format!("{append} quiet panic=-1 pontoon_disks={}", DISKS.len());
     let mut machine = Machine::new(&kernel.vmlinuz()?, Some(&initrd), &append);
     machine.memory_mib = MEMORY_MIB;

@@ -5,10 +5,9 @@ use crate::disk::md5;
 use crate::{LIMIT, Lab, MEMORY_MIB, ended, in_plain_qemu};
 use anyhow::{Context, Result, ensure};
 use pontoon::host::{Input, Machine};
-use pontoon::initramfs;
 use pontoon::outcome::Status;
-use pontoon_tests::parts;
 use pontoon_tests::transcript::Transcript;
+use pontoon_tests::{guests, parts};
 use std::fs;
 
 const INIT: &str = include_str!("../../e2e/keyboard-init.sh");
@@ -82,7 +81,7 @@ fn machine(lab: &mut Lab, spec: &str, tty: &str, more: &[(&str, &str)]) -> Resul
     let drivers = if is_native { parts::drivers(&kernel, &[MODULE])? } else { Vec::new() };
     let scratch = lab.scratch()?;
     let initrd = scratch.join("keyboard-initrd");
-    fs::write(&initrd, initramfs::build(INIT, &drivers)?)?;
+    fs::write(&initrd, guests::with_init(&[INIT], &drivers)?)?;
     let console = if is_native { "ttyS0" } else { "hvc0" };
     let bytes: usize = KEYS.iter().map(|(_, bytes)| bytes.len()).sum();
     let (first, second) = (characters().len() + bytes, characters().len());

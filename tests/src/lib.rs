@@ -13,6 +13,7 @@ pub mod load;
 pub mod log;
 pub mod media;
 pub mod net;
+pub mod packs;
 pub mod parts;
 pub mod records;
 pub mod reference;

@@ -21,8 +21,9 @@ use pontoon::outcome::{Outcome, Status};
 use pontoon::qemu::{BootDisk, Firmware, Qemu};
 use pontoon_tests::guests;
 use pontoon_tests::media::{Efi, Files};
+use pontoon_tests::packs;
 use pontoon_tests::trials::{Trials, kernels, shown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -68,8 +69,11 @@ fn guest(spec: &str, words: &str) -> Result<Files> {
 /// A guest and what it does.
 fn guest_that(spec: &str, words: &str, test: &str) -> Result<Files> {
     let kernel = Kernel::get(spec)?.vmlinuz()?;
-    let cmdline = format!("console=hvc0 quiet panic=-1 pontoon_test={test}");
-    Files::of_guest(&kernel, guests::initramfs(&[])?, &cmdline, words)
+    Files::of_guest(&kernel, guests::initramfs(&[])?, &cmdline(test), words)
+}
+
+fn cmdline(test: &str) -> String {
+    format!("console=hvc0 quiet panic=-1 pontoon_test={test}")
 }
 
 /// Boots from a disk; answers a shell that asks.
@@ -88,7 +92,15 @@ fn boot_in(
 ) -> Result<Outcome> {
     let scratch = Scratch::new()?;
     let image = files.disk(scratch.path(), efi)?;
-    let mut machine = Machine::new(scratch.path(), None, "");
+    at_shell(scratch.path(), |machine, input, output| place(image, machine, input, output))
+}
+
+/// Runs a machine; answers a shell that asks.
+fn at_shell(
+    dir: &Path,
+    place: impl FnOnce(&Machine, &Input, &mut dyn FnMut(&[u8])) -> Result<Outcome>,
+) -> Result<Outcome> {
+    let mut machine = Machine::new(dir, None, "");
     machine.memory_mib = MEMORY_MIB;
     machine.timeout = Some(LIMIT);
     let input = Input::default();
@@ -100,7 +112,7 @@ fn boot_in(
             input.send(b"cat /proc/cmdline; echo answer $((6*7))\nexit\n");
         }
     });
-    place(image, &machine, &input, &mut output)
+    place(&machine, &input, &mut output)
 }
 
 /// The guest's shell answered, on the command line it was to have, by the door it was to come by.
@@ -109,7 +121,7 @@ fn answered(outcome: &Outcome, door: &str) -> Result<()> {
     let said = |what: &str| ensure_said(&text, what);
     said(&format!("by {door}"))?;
     said("answer 42")?;
-    said("\nconsole=hvc0 quiet panic=-1 pontoon_test=shell")?;
+    said(&format!("\n{}", cmdline("shell")))?;
     ensure!(outcome.status == Status::POWER_OFF, "ended by {}:\n{text}", outcome.status.text());
     Ok(())
 }
@@ -135,20 +147,27 @@ fn uefi(spec: &str) -> Result<()> {
 }
 
 fn hyperv_grub_bios(spec: &str) -> Result<()> {
-    on_hyperv(spec, Efi::Grub, Firmware::Bios)
+    on_hyperv(spec, packs::VHD, Firmware::Bios)
 }
 
 fn hyperv_grub_uefi(spec: &str) -> Result<()> {
-    on_hyperv(spec, Efi::Grub, Firmware::Uefi)
+    on_hyperv(spec, packs::ISO, Firmware::Uefi)
 }
 
 fn hyperv_uefi(spec: &str) -> Result<()> {
-    on_hyperv(spec, Efi::Pontoon, Firmware::Uefi)
+    on_hyperv(spec, packs::VHDX, Firmware::Uefi)
 }
 
-fn on_hyperv(spec: &str, efi: Efi, firmware: Firmware) -> Result<()> {
-    let files = guest(spec, "pontoon.log=info")?;
-    let outcome = boot_in(&files, efi, |image, machine, input, output| {
+/// A pack as the command makes it.
+fn on_hyperv(spec: &str, form: packs::Form, firmware: Firmware) -> Result<()> {
+    let scratch = Scratch::new()?;
+    let (kernel, initrd) = (Kernel::get(spec)?.vmlinuz()?, scratch.path().join("initrd"));
+    std::fs::write(&initrd, guests::initramfs(&[])?)?;
+    let words = format!("{} pontoon.log=info", cmdline("shell"));
+    let boots = ["--kernel".as_ref(), kernel.as_os_str(), "--initrd".as_ref(), initrd.as_os_str()];
+    let boots = [&boots[..], &["--append".as_ref(), words.as_ref()]].concat();
+    let image = packs::image(scratch.path(), form, &boots)?;
+    let outcome = at_shell(scratch.path(), |machine, input, output| {
         hyperv::run(&image, firmware, machine, input, output)
     })?;
     ensure_said(&outcome.console_text(), "on Hyper-V: ")?;

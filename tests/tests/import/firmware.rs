@@ -1,48 +1,45 @@
 //! Packs, started by firmware: each form a machine may start from, in plain QEMU.
 
-use crate::sources::PONTOON;
 use anyhow::{Result, ensure};
 use pontoon::cleanup::Scratch;
 use pontoon::host::{Input, Machine};
 use pontoon::outcome::{Outcome, Status};
 use pontoon::qemu::{BootDisk, Firmware, Qemu};
-use pontoon::qemu_img::{self, Disk, Format};
 use pontoon_tests::dialogue::Dialogue;
-use pontoon_tests::parts::run;
+use pontoon_tests::packs::{self, ISO, VHD, VHDX};
 use pontoon_tests::samples::{Samples, cmdline};
 use pontoon_tests::transcript::Transcript;
 use pontoon_tests::trials::shown;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 /// Firmware, boot loader and guest, all emulated, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(420);
 
-/// A form, how qemu-img calls it, who starts it, and more words for the kernel.
-pub type Form = (&'static str, Format, Firmware, &'static str);
+/// A form, who starts it, and more words for the kernel.
+pub type Form = (packs::Form, Firmware, &'static str);
 
 /// Every form there is. GRUB leaves neither quotation marks nor two spaces as they are.
 pub const FORMS: [(&str, Form); 4] = [
-    ("pack-uefi", ("vhdx", Format::Vhdx, Firmware::Uefi, "note=\"two  words\"")),
-    ("pack-bios", ("vhd", Format::Vhd, Firmware::Bios, "note=\"two  words\"")),
-    ("pack-iso-bios", ("iso", Format::Raw, Firmware::Bios, "note=a,b")),
-    ("pack-iso-uefi", ("iso", Format::Raw, Firmware::Uefi, "note=a,b")),
+    ("pack-uefi", (VHDX, Firmware::Uefi, "note=\"two  words\"")),
+    ("pack-bios", (VHD, Firmware::Bios, "note=\"two  words\"")),
+    ("pack-iso-bios", (ISO, Firmware::Bios, "note=a,b")),
+    ("pack-iso-uefi", (ISO, Firmware::Uefi, "note=a,b")),
 ];
 
 /// The forms of the two generations that start PvGrub2.
 pub const LOADERS: [(&str, Form); 2] = [
-    ("pack-pvgrub2-uefi", ("vhdx", Format::Vhdx, Firmware::Uefi, "")),
-    ("pack-pvgrub2-bios", ("vhd", Format::Vhd, Firmware::Bios, "")),
+    ("pack-pvgrub2-uefi", (VHDX, Firmware::Uefi, "")),
+    ("pack-pvgrub2-bios", (VHD, Firmware::Bios, "")),
 ];
 
 /// Makes a pack and boots it: the kernel is there, with its initrd and its words.
 pub fn started(spec: &str, form: Form) -> Result<()> {
     let scratch = Scratch::new()?;
     let samples = Samples::new(scratch.path(), spec)?;
-    let wanted = format!("{} {}", cmdline(0, 0), form.3);
+    let wanted = format!("{} {}", cmdline(0, 0), form.2);
     let mut boots: Vec<&OsStr> = ["--append", &wanted, "--kernel"].map(OsStr::new).into();
     boots.extend([samples.kernel.as_os_str(), "--initrd".as_ref(), samples.initrd.as_os_str()]);
     let outcome = boot(scratch.path(), form, &boots, &[])?;
@@ -75,18 +72,11 @@ pub fn asks(form: Form) -> Result<()> {
 /// Makes a pack of what is to boot, and boots it; what is typed then, and when.
 fn boot(
     dir: &Path,
-    (form, format, firmware, _): Form,
+    (form, firmware, _): Form,
     boots: &[&OsStr],
     steps: &[(&str, &str)],
 ) -> Result<Outcome> {
-    let pack = dir.join("pack");
-    let mut command = Command::new(PONTOON.find()?);
-    command.args(["pack", "--format", form, "--name", "packed"]).args(boots).arg("-o").arg(&pack);
-    run(&mut command)?;
-    let from = Disk { path: pack.join(format!("packed.{form}")), format };
-    let raw = Disk { path: dir.join("boot.raw"), format: Format::Raw };
-    qemu_img::convert(&from, &raw, &[], "the pack")?;
-    let image = raw.path;
+    let image = packs::image(dir, form, boots)?;
     let qemu = Qemu { boot_disk: Some(BootDisk { image, firmware }), ..Qemu::default() };
     let mut machine = Machine::new(dir, None, "");
     machine.timeout = Some(LIMIT);

@@ -2,9 +2,9 @@
 
 use crate::packed;
 use anyhow::{Context, Result, ensure};
-use pontoon::artefact::{Artefact, LINUX};
 use pontoon::outcome::Status;
 use pontoon_tests::lab::{Lab, ended};
+use pontoon_tests::packs::PONTOON;
 use pontoon_tests::parts::run;
 use pontoon_tests::samples::{Samples, cmdline, put};
 use pontoon_tests::samples_xva::{self, Sums};
@@ -13,8 +13,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// The command.
-pub const PONTOON: Artefact = Artefact { package: "pontoon", binary: "pontoon", target: LINUX };
 /// PvGrub2 waits for each page it reads.
 const LIMIT: Duration = Duration::from_secs(600);
 const MACS: [&str; 2] = ["00:16:3e:5a:01:02", "8a:fe:01:02:03:04"];

@@ -1,29 +1,35 @@
-//! How tests that boot guests run: named at run time, one after the other, and only if asked for by
-//! `PONTOON_E2E=1`.
+//! How tests that boot guests run: named at run time, one after the other or as many as there are
+//! processors, and only if asked for by `PONTOON_E2E=1`.
 
 use anyhow::{Result, bail};
 use libtest_mimic::{Arguments, Failed, Trial};
 use pontoon::host::{Host, Under};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 
 /// The tests of a program, and what they share.
 pub struct Trials<S> {
     arguments: Arguments,
-    shared: Arc<Mutex<S>>,
+    /// One for each test that runs at once.
+    shared: Arc<Vec<Mutex<S>>>,
     /// Nobody asked for guests.
     ignored: bool,
     trials: Vec<Trial>,
 }
 
 impl<S: Send + 'static> Trials<S> {
-    /// None yet. Signals end what tests have started.
+    /// None yet, which run one after the other: one host, one guest at a time. Signals end what tests have
+    /// started.
     pub fn new(shared: S) -> Self {
+        Self::sharing(vec![shared])
+    }
+
+    fn sharing(shared: Vec<S>) -> Self {
         let mut arguments = Arguments::from_args();
-        // One host, one guest at a time.
-        arguments.test_threads = Some(1);
+        arguments.test_threads = Some(shared.len());
         let ignored = std::env::var_os("PONTOON_E2E").is_none();
-        let shared = Arc::new(Mutex::new(shared));
+        let shared = Arc::new(shared.into_iter().map(Mutex::new).collect());
         let trials = Self { arguments, shared, ignored, trials: Vec::new() };
         if trials.will_run()
             && let Err(e) = pontoon::cleanup::on_signals(|| ())
@@ -38,9 +44,9 @@ impl<S: Send + 'static> Trials<S> {
         !self.ignored && !self.arguments.list
     }
 
-    /// What the tests share.
+    /// What tests that run one after the other share.
     pub fn shared(&self) -> MutexGuard<'_, S> {
-        lock(&self.shared)
+        a_free_one(&self.shared)
     }
 
     /// Adds a test. One that fails is tried once more if `again` says so, which makes what is shared
@@ -53,7 +59,7 @@ impl<S: Send + 'static> Trials<S> {
     ) {
         let shared = Arc::clone(&self.shared);
         let run = move || {
-            let mut shared = lock(&shared);
+            let mut shared = a_free_one(&shared);
             test(&mut shared)
                 .or_else(|e| {
                     if !again(&mut shared) {
@@ -76,8 +82,22 @@ impl<S: Send + 'static> Trials<S> {
     }
 }
 
-fn lock<S>(shared: &Mutex<S>) -> MutexGuard<'_, S> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
+impl<S: Default + Send + 'static> Trials<S> {
+    /// None yet, of which as many run at once as there are processors.
+    pub fn beside_each_other() -> Self {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        Self::sharing((0..processors).map(|_| S::default()).collect())
+    }
+}
+
+/// There are as many as there are tests at once.
+fn a_free_one<S>(shared: &[Mutex<S>]) -> MutexGuard<'_, S> {
+    let free = shared.iter().find_map(|one| match one.try_lock() {
+        Err(TryLockError::WouldBlock) => None,
+        Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
+        Ok(guard) => Some(guard),
+    });
+    free.unwrap_or_else(|| shared[0].lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// The kernels that `PONTOON_E2E_KERNELS` names, or Debian 12's.

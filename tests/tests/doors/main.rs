@@ -51,7 +51,7 @@ const TESTS: [(&str, Test); 14] = [
 ];
 
 fn main() -> ExitCode {
-    let mut trials = Trials::new(());
+    let mut trials = Trials::<()>::beside_each_other();
     for kernel in kernels() {
         for (name, test) in TESTS {
             let spec = kernel.clone();

@@ -5,8 +5,8 @@
 //! - `PONTOON_E2E_KERNELS`: Debian suites whose kernels the guests run; default: bookworm.
 //! - `PONTOON_E2E_SHOW=1`, `PONTOON_E2E_UNDER`: as for the boots, `tests/e2e.rs`.
 //!
-//! Without `PONTOON_E2E=1` the tests are ignored. Each guest has a host of its own, one after the
-//! other.
+//! Without `PONTOON_E2E=1` the tests are ignored. Each guest has a host of its own, and as many
+//! run at once as there are processors.
 
 mod firmware;
 mod packed;
@@ -17,7 +17,7 @@ use pontoon_tests::trials::{Trials, kernels};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut trials = Trials::new(Lab::default());
+    let mut trials = Trials::<Lab>::beside_each_other();
     for kernel in kernels() {
         for (name, source) in sources::SOURCES {
             let spec = kernel.clone();
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         for (name, form) in firmware::FORMS {
             let spec = kernel.clone();
             let run = move |lab: &mut Lab| {
-                // One machine at a time.
+                // The emulated machine of an import only takes memory now.
                 *lab = Lab::default();
                 firmware::started(&spec, form)
             };

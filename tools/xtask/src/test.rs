@@ -75,11 +75,7 @@ pub fn run(options: &Options) -> Result<()> {
         filter: (!options.matrix).then(|| "user".into()),
         ..net::Options::default()
     })?;
-    // A configuration with three disks and two cards; the other sources, too, in the matrix.
-    import::import(&import::Options {
-        filter: (!options.matrix).then(|| "xl".into()),
-        ..import::Options::default()
-    })?;
+    import::import(&import::Options::default())?;
     doors::doors(&doors::Options::default())?;
     if options.matrix {
         return boots(&E2e {

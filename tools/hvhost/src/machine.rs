@@ -73,11 +73,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let routing = Routing::new(vm.clone());
     let ioapic = Arc::new(IoApic::new(Box::new(routing.clone()), counters.clone()));
     let [irq1, irq2] = COM_IRQ.map(|pin| IrqLine::new(ioapic.clone(), pin));
-    let at = options.at.iter().map(|at| at.marker.clone());
-    let mut markers: Vec<_> = options.marker.iter().cloned().chain(at).collect();
-    // A text may have several commands.
-    markers.sort();
-    markers.dedup();
+    let markers = markers(options);
     if let Some(screen) = Screen::of(&memory) {
         screen.watch(markers.clone(), counters.clone())?;
     }
@@ -92,29 +88,15 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let bus = features
         .has_vmbus(options.openvmm_like)
         .then(|| Bus::new(&memory, synic.clone(), Some(vm.clone()), counters.clone()));
-    let storage = match &bus {
-        Some(bus) => Some(Storage::new(bus.clone(), &memory, options)?),
-        None => None,
-    };
-    let network = match &bus {
-        Some(bus) => Some(Network::new(bus.clone(), &memory, options, &counters)?),
-        None => None,
-    };
-    let keyboard = match &bus {
-        Some(bus) if options.keyboard => Some(Keyboard::new(bus.clone())?),
-        _ => None,
-    };
     let scales = kvm.check_extension(Cap::TscControl);
     let migration = Arc::new(Migration::new(Arc::new(routing.clone()), options.cpus, scales));
-    let target = Target {
-        storage: storage.clone(),
-        network,
-        keyboard,
+    let devices = Target {
         screen: Screen::of(&memory),
         migration: Some(migration.clone()),
-        counters: counters.clone(),
+        ..devices(bus.as_ref(), &memory, options, &counters)?
     };
-    control::start(options, &Arc::new(target))?;
+    let storage = devices.storage.clone();
+    control::start(options, &Arc::new(devices))?;
     let shared = Arc::new(Shared {
         memory,
         synic,
@@ -126,9 +108,56 @@ pub fn run(options: &Options) -> Result<Outcome> {
         counters: counters.clone(),
     });
 
+    let vcpus = vcpus(create_vcpus(&kvm, &vm, options, hv)?, options, &shared, entry)?;
+    start(vcpus, options, &counters, &events, &routing)?;
+    let outcome = wait(options, &ended);
+    com1.drain();
+    com2.drain();
+    let settled = storage.map_or(Ok(()), |storage| storage.settle());
+    let written = write_stats(options.stats.as_deref(), &counters, Some(&outcome));
+    counters.end_trace();
+    written?;
+    settled?;
+    Ok(outcome)
+}
+
+/// The texts to look for, each once: one may have several commands.
+fn markers(options: &Options) -> Vec<String> {
+    let at = options.at.iter().map(|at| at.marker.clone());
+    let mut markers: Vec<_> = options.marker.iter().cloned().chain(at).collect();
+    markers.sort();
+    markers.dedup();
+    markers
+}
+
+/// What there is on VMBus.
+fn devices(
+    bus: Option<&Arc<Bus>>,
+    memory: &Memory,
+    options: &Options,
+    counters: &Arc<Counters>,
+) -> Result<Target> {
+    let mut target = Target { counters: counters.clone(), ..Target::default() };
+    if let Some(bus) = bus {
+        target.storage = Some(Storage::new(bus.clone(), memory, options)?);
+        target.network = Some(Network::new(bus.clone(), memory, options, counters)?);
+        if options.keyboard {
+            target.keyboard = Some(Keyboard::new(bus.clone())?);
+        }
+    }
+    Ok(target)
+}
+
+/// The virtual processors, the first one at its entry.
+fn vcpus(
+    fds: Vec<VcpuFd>,
+    options: &Options,
+    shared: &Arc<Shared>,
+    entry: boot::Entry,
+) -> Result<Vec<Vcpu>> {
     let mut vcpus = Vec::new();
-    for (id, fd) in (0u32..).zip(create_vcpus(&kvm, &vm, options, hv)?) {
-        counters.add_vcpu(stats_file(&fd));
+    for (id, fd) in (0u32..).zip(fds) {
+        shared.counters.add_vcpu(stats_file(&fd));
         let vcpu = Vcpu::new(id, fd, shared.clone());
         vcpu.set_memory_type()?;
         if id == 0 {
@@ -140,16 +169,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         let vcpu = vcpus.get(*index as usize);
         vcpu.with_context(|| format!("no processor {index}"))?.put_tsc_ahead(*seconds)?;
     }
-    start(vcpus, options, &counters, &events, &routing)?;
-    let outcome = wait(options, &ended);
-    com1.drain();
-    com2.drain();
-    let settled = storage.map_or(Ok(()), |storage| storage.settle());
-    let written = write_stats(options.stats.as_deref(), &counters, Some(&outcome));
-    counters.end_trace();
-    written?;
-    settled?;
-    Ok(outcome)
+    Ok(vcpus)
 }
 
 fn read_payload(options: &Options) -> Result<Payload> {

@@ -1,8 +1,9 @@
 //! Clocks and the vCPU's hardware timer.
 //!
 //! System time is the TSC through one conversion for all, started at 0 when the domain is built, and
-//! changed only if the host's clock does ([`watch`]). The rate comes from the best source there is: the reference TSC page, the host's frequency MSR,
-//! CPUID, or a measurement against the reference counter, the ACPI timer or the PIT.
+//! changed only if the host's clock does ([`watch`]). The rate comes from the best source there is:
+//! the reference TSC page, the host's frequency MSR, CPUID, or a measurement against the reference
+//! counter, the ACPI timer or the PIT.
 
 pub mod watch;
 

@@ -6,6 +6,7 @@
 //! other end goes away it powers the machine off, so nothing outlives its user.
 
 use anyhow::{Context, Result};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use pontoon::protocol::{self, Exit, Kind, Run};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::setpriority_process;
@@ -66,6 +67,7 @@ fn serve() -> Result<()> {
         rustix::system::finit_module(&file, c"", 0).with_context(|| format!("load {module}"))?;
     }
     leave_memory_alone();
+    let _machine = idle_machine();
     start_pulse()?;
     let port = open_port()?;
     let mut agent =
@@ -94,6 +96,21 @@ fn leave_memory_alone() {
         // A kernel without the file does not do it either.
         let _ = fs::write(file, value);
     }
+}
+
+/// A virtual machine with a processor, which never runs, so that KVM has one as long as this lives.
+///
+/// With its first machine, and after its last, KVM has the scheduler's code changed, and its own with a
+/// processor whose local APIC is off. Linux changes code by a breakpoint that all processors may meet
+/// meanwhile, and QEMU (7.2) may keep it in a translation it made at that moment: each processor
+/// that comes there then takes the breakpoint for ever, for the kernel, which sees that there is none,
+/// has it try again.
+fn idle_machine() -> Option<(VmFd, VcpuFd)> {
+    // Where this fails, hvhost fails too, and says why.
+    let vm = Kvm::new().ok()?.create_vm().ok()?;
+    vm.create_irq_chip().ok()?;
+    let vcpu = vm.create_vcpu(0).ok()?;
+    Some((vm, vcpu))
 }
 
 /// How often each processor gets an interrupt from another.

@@ -1,5 +1,5 @@
-# Behind first.sh, in front of the disk tests: fio, from a disk of programs. What began is said, and what
-# failed.
+# In front of the disk tests' scripts, which have `fail`: fio, from a disk of programs. What began is
+# said, and what failed.
 
 # Makes the programs on a disk ready.
 tools() {

@@ -1,6 +1,5 @@
-# Behind first.sh, the first process of the tests of IDE's disks: writes to every disk that can be written, and says what all
-# of them are. Lines that begin with @@ are read by the test. On the command line: pontoon_disks= how
-# many there are.
+# Behind first.sh, the first process of the tests of IDE's disks: writes to every disk that can be
+# written, and says what all of them are. On the command line: pontoon_disks= how many there are.
 
 n=0
 while [ "$(ls -d /sys/block/sd* /sys/block/xvd* 2>/dev/null | wc -l)" -lt "$disks" ]; do

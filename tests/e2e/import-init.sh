@@ -1,6 +1,5 @@
-# Behind first.sh, the first process of an imported guest: says which disks and network cards it has. Lines that begin
-# with @@ are read by the test. On the command line: pontoon_disks= and pontoon_cards=, what there
-# has to be.
+# Behind first.sh, the first process of an imported guest: says which disks and network cards it has. On
+# the command line: pontoon_disks= and pontoon_cards=, what there has to be.
 
 # Waits up to 60 s for so many names.
 wait_for() {

@@ -1,5 +1,5 @@
-# Behind first.sh, the first process of the keyboard tests. Lines that begin with @@ are read by the test, which has keys
-# pressed when it sees some of them. On the command line: pontoon_tty= what they type on,
+# Behind first.sh, the first process of the keyboard tests. The test has keys pressed when it sees some
+# of the lines that begin with @@. On the command line: pontoon_tty= what they type on,
 # pontoon_first= and pontoon_second= how many bytes that is, before the keyboard is taken away and after;
 # pontoon_much= bytes that are typed while nobody reads.
 

@@ -1,7 +1,6 @@
-# Behind first.sh, the first process of the load tests: programs that keep all processors busy while processors go and
-# come. On the command line: pontoon_test= what, pontoon_seconds= how long the part that has no end
-# of its own takes. Lines that begin with @@ are read by the test. The first disk has the programs,
-# and below src what is compiled.
+# Behind first.sh, the first process of the load tests: programs that keep all processors busy while
+# processors go and come. On the command line: pontoon_test= what, pontoon_seconds= how long the part
+# that has no end of its own takes. The first disk has the programs, and below src what is compiled.
 cpus=$(nproc)
 
 tools() {

@@ -1,15 +1,15 @@
 //! A key of one's own for Secure Boot: applications signed with it, and OVMF's variables that trust
 //! it and nothing else.
 
-use anyhow::{Context, Result, ensure};
+use crate::parts;
+use anyhow::Result;
 use pontoon::apt::Suite;
 use pontoon::cache;
+use pontoon::qemu::OVMF;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// OVMF's variables without keys.
-const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// Whose the key is; any will do.
 const OWNER: &str = "b41f93f2-6b0d-4be1-95f1-b8d7a3c7f5a8";
 /// What enrols keys in such variables; Debian 12 has not got it.
@@ -45,7 +45,8 @@ impl Key {
     pub fn enrolled(&self) -> Result<PathBuf> {
         let to = self.dir.join("variables.fd");
         let mut command = enroller()?;
-        command.args(["--input", VARIABLES, "--output"]).arg(&to);
+        let [_, without_keys] = OVMF;
+        command.args(["--input", without_keys, "--output"]).arg(&to);
         for option in ["--set-pk", "--add-kek", "--add-db"] {
             command.args([option, OWNER, "db.crt"]);
         }
@@ -55,12 +56,7 @@ impl Key {
     }
 
     fn run(&self, command: &mut Command) -> Result<()> {
-        let name = command.get_program().to_string_lossy().into_owned();
-        let out = command.current_dir(&self.dir).output();
-        let out = out.with_context(|| format!("{name} cannot be run"))?;
-        let errors = String::from_utf8_lossy(&out.stderr);
-        ensure!(out.status.success(), "{name}: {}", errors.trim());
-        Ok(())
+        parts::run(command.current_dir(&self.dir)).map(drop)
     }
 }
 

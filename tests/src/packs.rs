@@ -21,6 +21,13 @@ pub const VHD: Form = ("vhd", Format::Vhd);
 /// For both: GRUB.
 pub const ISO: Form = ("iso", Format::Raw);
 
+/// The arguments for a kernel with its initrd and its words.
+pub fn kernel<'a>(kernel: &'a Path, initrd: &'a Path, words: &'a str) -> [&'a OsStr; 6] {
+    let [kernel, initrd] = [kernel, initrd].map(Path::as_os_str);
+    let [k, i, a] = ["--kernel", "--initrd", "--append"].map(OsStr::new);
+    [k, kernel, i, initrd, a, words.as_ref()]
+}
+
 /// Makes a pack in `dir` of what is to boot; what a machine starts from, made a raw image.
 pub fn image(dir: &Path, (form, format): Form, boots: &[&OsStr]) -> Result<PathBuf> {
     let pack = dir.join("pack");

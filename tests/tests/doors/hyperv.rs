@@ -5,12 +5,11 @@ use anyhow::{Context, Result, ensure};
 use pontoon::host::{Input, Machine, run_child};
 use pontoon::nested::Session;
 use pontoon::outcome::Outcome;
-use pontoon::qemu::Firmware;
+use pontoon::qemu::{Firmware, OVMF};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
-const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
 /// What the processor is to say of Hyper-V: all that QEMU has and the shim uses.
 const CPU: &str = "host,kvm=off,hv-relaxed,hv-vapic,hv-vpindex,hv-time,hv-synic,hv-stimer,\
     hv-stimer-direct,hv-runtime,hv-reset,hv-frequencies,hv-tlbflush,hv-ipi";

@@ -164,8 +164,7 @@ fn on_hyperv(spec: &str, form: packs::Form, firmware: Firmware) -> Result<()> {
     let (kernel, initrd) = (Kernel::get(spec)?.vmlinuz()?, scratch.path().join("initrd"));
     std::fs::write(&initrd, guests::initramfs(&[])?)?;
     let words = format!("{} pontoon.log=info", cmdline("shell"));
-    let boots = ["--kernel".as_ref(), kernel.as_os_str(), "--initrd".as_ref(), initrd.as_os_str()];
-    let boots = [&boots[..], &["--append".as_ref(), words.as_ref()]].concat();
+    let boots = packs::kernel(&kernel, &initrd, &words);
     let image = packs::image(scratch.path(), form, &boots)?;
     let outcome = at_shell(scratch.path(), |machine, input, output| {
         hyperv::run(&image, firmware, machine, input, output)

@@ -1,7 +1,7 @@
 //! The machine's window, as VMConnect has it: what the guest's console says is on the screen and nowhere
 //! else, and what is typed comes by the keyboard on VMBus. On hvhost, which has both.
 
-use crate::{LIMIT, MEMORY_MIB, ensure_said};
+use crate::{LIMIT, MEMORY_MIB, cmdline, ensure_said};
 use anyhow::{Context, Result, ensure};
 use pontoon::cleanup::Scratch;
 use pontoon::host::{Host, Input, Machine, Under};
@@ -22,8 +22,8 @@ pub fn shell(spec: &str) -> Result<()> {
     let scratch = Scratch::new()?;
     let initrd = scratch.path().join("initrd");
     std::fs::write(&initrd, guests::initramfs(&[])?)?;
-    let words = "console=hvc0 quiet panic=-1 pontoon_test=shell";
-    let mut machine = Machine::new(&Kernel::get(spec)?.vmlinuz()?, Some(&initrd), words);
+    let kernel = Kernel::get(spec)?.vmlinuz()?;
+    let mut machine = Machine::new(&kernel, Some(&initrd), &cmdline("shell"));
     machine.memory_mib = MEMORY_MIB;
     machine.timeout = Some(LIMIT);
     machine.more = ["--door", "linux64", "--screen", "--keyboard"].map(str::to_owned).to_vec();

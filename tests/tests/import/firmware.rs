@@ -40,8 +40,7 @@ pub fn started(spec: &str, form: Form) -> Result<()> {
     let scratch = Scratch::new()?;
     let samples = Samples::new(scratch.path(), spec)?;
     let wanted = format!("{} {}", cmdline(0, 0), form.2);
-    let mut boots: Vec<&OsStr> = ["--append", &wanted, "--kernel"].map(OsStr::new).into();
-    boots.extend([samples.kernel.as_os_str(), "--initrd".as_ref(), samples.initrd.as_os_str()]);
+    let boots = packs::kernel(&samples.kernel, &samples.initrd, &wanted);
     let outcome = boot(scratch.path(), form, &boots, &[])?;
     let transcript = Transcript::of(&outcome);
     let tail = transcript.tail();

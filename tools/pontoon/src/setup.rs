@@ -43,7 +43,7 @@ const TEST: &[Need] = &[
     need("dnsmasq-base", "/usr/sbin/dnsmasq"),
     need("openssh-client", "/usr/bin/ssh"),
     need("iperf3", "/usr/bin/iperf3"),
-    need("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"),
+    need("ovmf", crate::qemu::OVMF[0]),
     need("openssl", "/usr/bin/openssl"),
     need("sbsigntool", "/usr/bin/sbsign"),
     // What virt-fw-vars takes, see the crate of the tests.

@@ -32,10 +32,9 @@ pub(super) fn reading() -> Option<Reading> {
     Some(Reading { before, after: rdtsc_ordered(), reference, hz })
 }
 
-/// System time begins with this reading, at `hz`.
+/// System time begins with this reading, at `hz`. The page's sequence is noted with the first look, which
+/// sees what has changed since.
 pub(super) fn begin(hz: u64, first: Reading) {
-    let sequence = hv::reference_tsc().map_or(0, |page| page.sequence);
-    SEQUENCE.store(sequence, Ordering::Relaxed);
     *RATE.lock() = Some(Rate::new(hz, first));
     NEEDED.store(true, Ordering::Release);
 }

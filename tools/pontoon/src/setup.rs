@@ -102,22 +102,14 @@ fn ensure(lists: &[&[Need]]) -> Result<()> {
         let needs = lists.iter().copied().flatten();
         needs.filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect()
     };
-    let missing = packages_missing();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let list = missing.join(" ");
-    if !Path::new("/usr/bin/apt-get").exists() {
-        bail!("missing: {list}; install them (only Debian's apt-get is known here)");
-    }
-    crate::say(format!("installing {list} with apt-get"));
-    if apt_get("install", &missing)?.is_err() {
-        // Lists may be missing or old on a fresh machine. What is wrong with
-        // other sources than ours does not matter if the packages then come.
-        let _ = apt_get("update", &[])?;
-        if let Err(why) = apt_get("install", &missing)? {
-            bail!("apt-get could not install {list}: {why}");
+    // A second time for what the first made room for: QEMU of one release takes away the disk tools of
+    // a later one, if those were here alone.
+    for _ in 0..2 {
+        let missing = packages_missing();
+        if missing.is_empty() {
+            return Ok(());
         }
+        install(&missing)?;
     }
     let still = packages_missing();
     if !still.is_empty() {
@@ -125,6 +117,23 @@ fn ensure(lists: &[&[Need]]) -> Result<()> {
             "apt-get installed {}, yet their files are not where Debian has them",
             still.join(" ")
         );
+    }
+    Ok(())
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let list = packages.join(" ");
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("missing: {list}; install them (only Debian's apt-get is known here)");
+    }
+    crate::say(format!("installing {list} with apt-get"));
+    if apt_get("install", packages)?.is_err() {
+        // Lists may be missing or old on a fresh machine. What is wrong with
+        // other sources than ours does not matter if the packages then come.
+        let _ = apt_get("update", &[])?;
+        if let Err(why) = apt_get("install", packages)? {
+            bail!("apt-get could not install {list}: {why}");
+        }
     }
     Ok(())
 }

@@ -65,10 +65,14 @@ fio)
 	echo "@@ sectors $(cat /sys/block/xvdb/queue/logical_block_size) $(cat /sys/block/xvdc/queue/logical_block_size)"
 	# One request at a time; many of all sizes; four jobs at once, reading back what
 	# they wrote while they write on; through the page cache.
-	fio --filename=/dev/xvdb --direct=1 --rw=randwrite --bsrange=512-64k --size=2m --iodepth=1 --ioengine=libaio
+	# io_uring asks Linux not to wait. 5.10 says EAGAIN to the program, natively as well, where a
+	# request has been cut and there is no room for its rest (docs/testing.md).
+	cut=io_uring
+	case $(uname -r) in 5.*) cut=libaio ;; esac
+	fio --filename=/dev/xvdb --direct=1 --rw=randwrite --bsrange=512-64k --size=2m --iodepth=1 --ioengine=io_uring
 	fio --filename=/dev/xvdb --direct=1 --rw=randwrite --bsrange=512-1m --size=32m --iodepth=32 --ioengine=libaio
-	fio --filename=/dev/xvdb --direct=1 --rw=randwrite --bsrange=4k-256k --size=8m --numjobs=4 --offset_increment=16m --iodepth=8 --verify_backlog=32 --ioengine=io_uring
-	fio --filename=/dev/xvdc --direct=1 --rw=randwrite --bsrange=4k-1m --size=16m --iodepth=16 --ioengine=io_uring
+	fio --filename=/dev/xvdb --direct=1 --rw=randwrite --bsrange=4k-256k --size=8m --numjobs=4 --offset_increment=16m --iodepth=8 --verify_backlog=32 --ioengine="$cut"
+	fio --filename=/dev/xvdc --direct=1 --rw=randwrite --bsrange=4k-1m --size=16m --iodepth=16 --ioengine="$cut"
 	fio --filename=/dev/xvdc --rw=write --bsrange=4k-128k --size=16m --direct=0 --ioengine=psync --fsync=16
 	;;
 faults)

@@ -18,6 +18,16 @@ gone() {
 	! [ -e "$1" ]
 }
 
+# Has each processor hear of some of the disks' queues, as irqbalance would: 5.10 leaves them all to the
+# first, and their requests go by its channel.
+spread() {
+	cpu=0
+	grep blkif /proc/interrupts | while IFS=': ' read -r irq _; do
+		echo $((cpu % $(nproc))) >"/proc/irq/$irq/smp_affinity_list" || fail "irq $irq"
+		cpu=$((cpu + 1))
+	done
+}
+
 sum() {
 	md5sum | cut -d' ' -f1
 }
@@ -68,7 +78,7 @@ fio)
 	# io_uring asks Linux not to wait. 5.10 says EAGAIN to the program, natively as well, where a
 	# request has been cut and there is no room for its rest (docs/testing.md).
 	cut=io_uring
-	case $(uname -r) in 5.*) cut=libaio ;; esac
+	case $(uname -r) in 5.*) cut=libaio && spread ;; esac
 	fio --filename=/dev/xvdb --direct=1 --rw=randwrite --bsrange=512-64k --size=2m --iodepth=1 --ioengine=io_uring
 	fio --filename=/dev/xvdb --direct=1 --rw=randwrite --bsrange=512-1m --size=32m --iodepth=32 --ioengine=libaio
 	fio --filename=/dev/xvdb --direct=1 --rw=randwrite --bsrange=4k-256k --size=8m --numjobs=4 --offset_increment=16m --iodepth=8 --verify_backlog=32 --ioengine="$cut"

@@ -140,10 +140,10 @@ impl Processor for Shim<'_> {
             VcpuSet::Mask(mask) => mask,
         };
         let me = 1 << (self.cpu.id & 63);
-        let others = set & crate::guest::domain().on_tables() & !me;
-        if others != 0 {
+        crate::guest::domain().flush_tlbs(set & !me, |others| {
             cpu::ipi::flush(self.cpu, others, va);
-        }
+            va.is_none()
+        });
         match va {
             _ if set & me == 0 => {}
             Some(va) => self.invlpg_local(va),

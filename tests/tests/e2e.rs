@@ -137,7 +137,8 @@ const NATIVE: [(&str, Test); 7] = [
 ];
 
 /// Kernels of `tests/guests/tiny`, each its own judge.
-const TINY: [(&str, Test); 3] = [("traps", tiny), ("user", tiny), ("hcfuzz", hcfuzz)];
+const TINY: [(&str, Test); 4] =
+    [("traps", tiny), ("user", tiny), ("lazy", lazy), ("hcfuzz", hcfuzz)];
 
 /// Whether guests run where hvhost, and what only it has, is not.
 fn in_plain_qemu() -> bool {
@@ -450,15 +451,31 @@ fn tiny(lab: &mut Lab, name: &str, _: &[String]) -> Result<()> {
     ended(&outcome, &Transcript::of(&outcome), Status::POWER_OFF)
 }
 
+/// Flushes for a vCPU that sleeps. On a host that has hypercalls for them; and in plain QEMU, where nothing
+/// else empties a TLB.
+fn lazy(lab: &mut Lab, name: &str, _: &[String]) -> Result<()> {
+    let mut machine = lab.tiny(name, "turns=200")?;
+    machine.cpus = 2;
+    let outcome = lab.run(&machine, &Input::default(), &mut |_| {})?;
+    ended(&outcome, &Transcript::of(&outcome), Status::POWER_OFF)?;
+    machine.append = "turns=4000".to_owned();
+    off_in_plain_qemu(&machine)
+}
+
+/// It powers off in plain QEMU.
+fn off_in_plain_qemu(machine: &Machine) -> Result<()> {
+    let (mut host, _) = Host::choose(Under::Qemu, 2 * MEMORY_MIB)?;
+    let outcome = host.run(machine, &Input::default(), &mut |_| {})?;
+    ended(&outcome, &Transcript::of(&outcome), Status::POWER_OFF)
+}
+
 /// Random hypercalls. Always in plain QEMU: what they make of page tables takes QEMU 7.2 down when it
 /// emulates nested paging.
 fn hcfuzz(lab: &mut Lab, name: &str, _: &[String]) -> Result<()> {
     for cpus in [1, 4] {
         let mut machine = lab.tiny(name, &format!("calls=50000 seed=1 cpus={cpus}"))?;
         machine.cpus = cpus;
-        let (mut host, _) = Host::choose(Under::Qemu, 2 * MEMORY_MIB)?;
-        let outcome = host.run(&machine, &Input::default(), &mut |_| {})?;
-        ended(&outcome, &Transcript::of(&outcome), Status::POWER_OFF)?;
+        off_in_plain_qemu(&machine)?;
     }
     Ok(())
 }

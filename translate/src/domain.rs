@@ -13,9 +13,11 @@ use xen_abi::PAGE_SIZE;
 use xen_abi::memory::{E820_RAM, E820Entry};
 use xen_abi::shared_info::{SharedInfo, VcpuInfo};
 
+use crate::bits::bits;
 use crate::console::Console;
 use crate::evtchn::EventChannels;
 use crate::gnttab::GrantTable;
+use crate::lazy::{Lazy, Tables};
 use crate::requests::Requests;
 use crate::version::Identity;
 use crate::xenstore::Xenstore;
@@ -35,6 +37,8 @@ pub struct VcpuShared {
     /// Frame of the page table its processor uses: nothing may overwrite or take it. `u64::MAX`:
     /// none of the guest's, and so nothing of them in its TLB.
     pub l4: AtomicU64,
+    /// TLB flushes that wait while its processor is halted.
+    pub lazy: Lazy<AtomicU64>,
     /// A [`Stage`].
     stage: AtomicU8,
     /// Its runstate, for the others.
@@ -92,6 +96,8 @@ pub struct Domain {
     pub physdev: crate::physdev::Physdev,
     /// A frame that must not become an L4 now.
     pub taken: crate::mmu::Taken,
+    /// What the guest has taken out of its page tables.
+    pub tables: Tables,
 }
 
 impl VcpuShared {
@@ -102,6 +108,7 @@ impl VcpuShared {
             info: Mutex::new(None),
             online: AtomicBool::new(false),
             l4: AtomicU64::new(u64::MAX),
+            lazy: Lazy::new(),
             stage: AtomicU8::new(Stage::New as u8),
             runstate: crate::time::SharedRunstate::new(),
             requests: Requests::new(),
@@ -141,13 +148,25 @@ impl Default for VcpuShared {
 impl Domain {
     /// The vCPUs whose processors are on the guest's page tables, and may have something of them in
     /// their TLBs.
-    #[must_use]
-    pub fn on_tables(&self) -> u64 {
+    fn on_tables(&self) -> u64 {
         let vcpus = self.vcpus.iter().take(self.nr_vcpus as usize).zip(0u32..);
         // A vCPU that comes to them stores its L4 before it loads it: one that is not seen here walks
         // them later than what the caller has changed before.
         let on = vcpus.filter(|(vcpu, _)| vcpu.l4.load(Ordering::SeqCst) != u64::MAX);
         on.fold(0, |set, (_, id)| set | 1 << id)
+    }
+
+    /// Flushes TLBs of these vCPUs: those that must flush at once by `flush`, which says whether it emptied
+    /// them, the others when they go on.
+    pub fn flush_tlbs(&self, targets: u64, flush: impl FnOnce(u64) -> bool) {
+        let count = self.tables.count();
+        let targets = targets & self.on_tables();
+        let lazy = |id: &u32| self.vcpus.get(*id as usize).map(|vcpu| &vcpu.lazy);
+        let now = bits(targets).filter(|id| !lazy(id).is_some_and(|lazy| lazy.put_off(count)));
+        let now = now.fold(0, |set, id| set | 1 << id);
+        if now != 0 && flush(now) {
+            bits(now).filter_map(|id| lazy(&id)).for_each(|lazy| lazy.emptied(count));
+        }
     }
 
     /// A domain of `nr_pages` frames, none of its vCPUs up yet. The memory map is one region of
@@ -182,6 +201,7 @@ impl Domain {
             sched: crate::sched::DomainSched::default(),
             physdev: crate::physdev::Physdev::default(),
             taken: crate::mmu::Taken::new(),
+            tables: Tables::new(),
         }
     }
 }

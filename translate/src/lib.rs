@@ -26,6 +26,7 @@ pub mod emulate;
 pub mod evtchn;
 pub mod gnttab;
 pub mod iret;
+pub mod lazy;
 pub mod memory;
 pub mod mmu;
 pub mod multicall;

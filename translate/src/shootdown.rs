@@ -27,8 +27,10 @@ pub trait Word: Default {
     fn load(&self) -> u64;
     /// Writes.
     fn store(&self, value: u64);
-    /// Sets bits.
-    fn set(&self, bits: u64);
+    /// Writes what may be seen late, but not before what was written before.
+    fn store_release(&self, value: u64);
+    /// Sets bits; what there was before.
+    fn set(&self, bits: u64) -> u64;
     /// Clears bits.
     fn clear(&self, bits: u64);
     /// Reads and writes 0.
@@ -42,8 +44,11 @@ impl Word for core::sync::atomic::AtomicU64 {
     fn store(&self, value: u64) {
         self.store(value, core::sync::atomic::Ordering::SeqCst);
     }
-    fn set(&self, bits: u64) {
-        self.fetch_or(bits, core::sync::atomic::Ordering::SeqCst);
+    fn store_release(&self, value: u64) {
+        self.store(value, core::sync::atomic::Ordering::Release);
+    }
+    fn set(&self, bits: u64) -> u64 {
+        self.fetch_or(bits, core::sync::atomic::Ordering::SeqCst)
     }
     fn clear(&self, bits: u64) {
         self.fetch_and(!bits, core::sync::atomic::Ordering::SeqCst);
@@ -89,7 +94,9 @@ impl<W: Word, S: Deref<Target = [Slot<W>]>> Shootdown<S> {
         own.waits.store(targets);
         for target in bits(targets) {
             match self.0.get(target as usize) {
-                Some(slot) => slot.from.set(1 << me),
+                Some(slot) => {
+                    slot.from.set(1 << me);
+                }
                 None => own.waits.clear(1 << target),
             }
         }

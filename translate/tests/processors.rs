@@ -1,10 +1,12 @@
-//! Models of what vCPUs do to each other, in every order there is: shootdowns (the code itself), and the
+//! Models of what vCPUs do to each other, in every order there is: shootdowns and flushes that are put
+//! off (the code itself), and the
 //! protocols of requests and kicks (`requests.rs`, `sched.rs`), of events (`evtchn/two_level.rs`, and the
 //! guest's part of it), of polls (`sched.rs`), and of frames that must be no L4 (`mmu/root.rs`).
 
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
+use translate::lazy::Lazy;
 use translate::shootdown::{Shootdown, Slot, Word};
 
 /// A word that loom watches.
@@ -23,8 +25,11 @@ impl Word for Watched {
     fn store(&self, value: u64) {
         self.0.store(value, Ordering::SeqCst);
     }
-    fn set(&self, bits: u64) {
-        self.0.fetch_or(bits, Ordering::SeqCst);
+    fn store_release(&self, value: u64) {
+        self.0.store(value, Ordering::Release);
+    }
+    fn set(&self, bits: u64) -> u64 {
+        self.0.fetch_or(bits, Ordering::SeqCst)
     }
     fn clear(&self, bits: u64) {
         self.0.fetch_and(!bits, Ordering::SeqCst);
@@ -86,6 +91,93 @@ fn nothing_stale_is_used() {
             thread::yield_now();
         }
         entry.reused.store(true, Ordering::SeqCst);
+        user.join().unwrap();
+    });
+}
+
+/// The same while vCPU 1 halts between two looks: the flush is put off until it goes on, or done.
+#[test]
+fn nothing_stale_is_used_after_a_halt() {
+    model(|| {
+        let entry = Entry { table: AtomicU64::new(OLD), reused: AtomicBool::new(false) };
+        let shared = Arc::new((vcpus(2), Lazy::<Watched>::default(), entry));
+        let other = Arc::clone(&shared);
+        let user = thread::spawn(move || {
+            let (vcpus, lazy, entry) = &*other;
+            let mut tlb = None;
+            for turn in 0..2 {
+                let gone = entry.reused.load(Ordering::SeqCst);
+                let used = *tlb.get_or_insert_with(|| entry.table.load(Ordering::Relaxed));
+                assert!(used != OLD || !gone, "turn {turn}: the page was somebody else's");
+                lazy.halt();
+                thread::yield_now();
+                if lazy.wake() {
+                    tlb = None;
+                }
+                vcpus.serve(1, |_| tlb = None);
+            }
+            while !entry.reused.load(Ordering::SeqCst) {
+                vcpus.serve(1, |_| ());
+                thread::yield_now();
+            }
+        });
+        let (vcpus, lazy, entry) = &*shared;
+        entry.table.store(NEW, Ordering::Relaxed);
+        if !lazy.put_off(0) {
+            vcpus.ask(0, 0b10, Some(0x1000));
+            while !vcpus.is_done(0) {
+                thread::yield_now();
+            }
+        }
+        entry.reused.store(true, Ordering::SeqCst);
+        user.join().unwrap();
+    });
+}
+
+/// vCPU 0 takes a table out of the one above and frees it, while vCPU 1 loads CR3, uses the table if it
+/// still finds it, and halts: no processor has a pointer to a free table, not even a halted one.
+#[test]
+fn no_halted_processor_walks_a_free_table() {
+    struct Tables {
+        hooked: AtomicBool,
+        unhooked: AtomicU64,
+        free: AtomicBool,
+    }
+    model(|| {
+        let tables = Tables {
+            hooked: AtomicBool::new(true),
+            unhooked: AtomicU64::new(0),
+            free: AtomicBool::new(false),
+        };
+        let shared = Arc::new((vcpus(2), Lazy::<Watched>::default(), tables));
+        let other = Arc::clone(&shared);
+        let user = thread::spawn(move || {
+            let (vcpus, lazy, tables) = &*other;
+            // What its caches point at before does not matter: CR3 is loaded.
+            lazy.emptied(tables.unhooked.load(Ordering::SeqCst));
+            let mut points = tables.hooked.load(Ordering::SeqCst);
+            lazy.halt();
+            let gone = tables.free.load(Ordering::SeqCst);
+            vcpus.serve(1, |_| points = false);
+            assert!(!points || !gone, "halted, with a pointer to what is another one's");
+            if lazy.wake() {
+                points = false;
+            }
+            while !tables.free.load(Ordering::SeqCst) {
+                vcpus.serve(1, |_| points = false);
+                thread::yield_now();
+            }
+        });
+        let (vcpus, lazy, tables) = &*shared;
+        tables.hooked.store(false, Ordering::SeqCst);
+        let count = tables.unhooked.fetch_add(1, Ordering::SeqCst) + 1;
+        if !lazy.put_off(count) {
+            vcpus.ask(0, 0b10, None);
+            while !vcpus.is_done(0) {
+                thread::yield_now();
+            }
+        }
+        tables.free.store(true, Ordering::SeqCst);
         user.join().unwrap();
     });
 }

@@ -14,9 +14,11 @@ pub mod tss;
 use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
 use core::cell::Cell;
+use core::sync::atomic::AtomicU64;
 
 use pv_frontends::vmbus::Lingering;
 use translate::evtchn::Backend;
+use translate::lazy::Lazy;
 use translate::regs::selector;
 use xen_abi::Mfn;
 
@@ -227,6 +229,24 @@ impl Cpu {
     pub fn reload_cr3(&self) {
         // SAFETY: the L4 in CR3 stays; it was given the shim's slots when it was loaded.
         unsafe { write_cr3(self.cr3.get()) };
+    }
+
+    /// The processor, whose vCPU waits, is about to halt: nothing of the guest's is used from here on until
+    /// [`Self::wake`], and flushes may wait till then.
+    pub fn doze(&self) {
+        self.lazy().halt();
+    }
+
+    /// It goes on, and has flushed what waited.
+    #[inline]
+    pub fn wake(&self) {
+        if self.lazy().wake() {
+            self.reload_cr3();
+        }
+    }
+
+    fn lazy(&self) -> &'static Lazy<AtomicU64> {
+        &crate::guest::domain().vcpus[self.id as usize % translate::domain::MAX_VCPUS].lazy
     }
 
     /// Loads the shim's own page tables.

@@ -249,11 +249,15 @@ unsafe fn block(pc: *mut PerCpu) -> i64 {
         // SAFETY: as above.
         crate::time::before_halt(unsafe { &(*pc).cpu });
         let halted = crate::time::rdtsc();
+        // SAFETY: as above.
+        unsafe { &(*pc).cpu }.doze();
         // SAFETY: the interrupt handler may use the area now: no reference is held across this.
         unsafe { idle_hlt() };
-        // SAFETY: reading a cell of the area; interrupts are off again.
-        let total = unsafe { &(*pc).cpu.halted_ns };
-        total.set(total.get() + crate::time::since(halted));
+        // SAFETY: interrupts are off again.
+        let cpu = unsafe { &(*pc).cpu };
+        // The interrupt's handler has done so, but not an NMI's.
+        cpu.wake();
+        cpu.halted_ns.set(cpu.halted_ns.get() + crate::time::since(halted));
     }
 }
 

@@ -86,7 +86,9 @@ pub(super) unsafe extern "C" fn trap_from_ring0(
     if frame.vector >= idt::vector::FIRST_IRQ {
         // SAFETY: interrupts are on in ring 0 only in the idle HLT, which holds no reference to
         // the area and runs on a stack in it.
-        super::irq::handle(frame.vector as u8, unsafe { &mut *pc });
+        let pc = unsafe { &mut *pc };
+        pc.cpu.wake();
+        super::irq::handle(frame.vector as u8, pc);
         leave_idle(frame);
         return core::ptr::null_mut();
     }

@@ -21,6 +21,7 @@ use zerocopy::IntoBytes;
 use crate::Ctx;
 use crate::debugreg::address_ok;
 use crate::evtchn::{GUEST_DOMID, Named, domain_by_any_id};
+use crate::lazy::Tables;
 use crate::outcome::{HcResult, Outcome, efault, ret};
 use crate::platform::{GuestMemory, PageWords, Platform};
 use crate::regs::CpuRegs;
@@ -151,7 +152,7 @@ fn owners(foreigndom: u32) -> Result<Owner, Errno> {
 
 /// Carries out one request.
 #[inline(always)]
-fn update<M: GuestMemory>(plat: &M, request: MmuUpdate) -> Result<(), Errno> {
+fn update<M: GuestMemory>(plat: &M, tables: &Tables, request: MmuUpdate) -> Result<(), Errno> {
     let command = request.ptr & 7;
     let at = MachineAddr(request.ptr - command);
     match command {
@@ -163,10 +164,14 @@ fn update<M: GuestMemory>(plat: &M, request: MmuUpdate) -> Result<(), Errno> {
             }
             check_entry(plat, request.val)?;
             let entry = &words[index];
+            let old = entry.load(Relaxed);
             if command == MMU_PT_UPDATE_PRESERVE_AD {
                 store_preserving_ad(entry, request.val);
             } else {
                 entry.store(request.val, Relaxed);
+            }
+            if takes_out(old, request.val) {
+                tables.unhooked();
             }
             Ok(())
         }
@@ -176,6 +181,12 @@ fn update<M: GuestMemory>(plat: &M, request: MmuUpdate) -> Result<(), Errno> {
         }
         _ => Err(Errno::ENOSYS),
     }
+}
+
+/// Whether an entry that becomes another one may have led to a table, which is free then.
+#[inline(always)]
+const fn takes_out(old: u64, new: u64) -> bool {
+    old & pte::P != 0 && (old ^ new) & (pte::P | pte::ADDR) != 0
 }
 
 /// Stores an entry and keeps the accessed and dirty bits the old one has, against processors that
@@ -192,11 +203,17 @@ fn store_preserving_ad(entry: &AtomicU64, value: u64) {
 
 /// A request that names another owner: `DOMID_IO` may still remove mappings.
 #[cold]
-fn update_foreign<M: GuestMemory>(plat: &M, request: MmuUpdate, owner: Owner) -> Result<(), Errno> {
+fn update_foreign<P: Platform>(
+    cx: &Ctx<'_, P>,
+    request: MmuUpdate,
+    owner: Owner,
+) -> Result<(), Errno> {
     match request.ptr & 7 {
         4.. => Err(Errno::ENOSYS),
         MMU_MACHPHYS_UPDATE if owner == Owner::Io => Err(Errno::EINVAL),
-        _ if owner == Owner::Io && request.val & pte::P == 0 => update(plat, request),
+        _ if owner == Owner::Io && request.val & pte::P == 0 => {
+            update(cx.plat, &cx.dom.tables, request)
+        }
         _ => Err(Errno::EPERM),
     }
 }
@@ -211,7 +228,7 @@ pub fn mmu_update_plain<P: Platform>(cx: &mut Ctx<'_, P>, list: u64, count: u64)
     // Most lists have one entry: without a loop nothing has to be kept across anything.
     if count as u32 == 1 {
         let [ptr, val] = cx.plat.read_words(GuestVa(list)).map_err(efault)?;
-        if store_plain(cx.plat, ptr, val) {
+        if store_plain(cx.plat, &cx.dom.tables, ptr, val) {
             return ret(0);
         }
     }
@@ -222,7 +239,7 @@ pub fn mmu_update_plain<P: Platform>(cx: &mut Ctx<'_, P>, list: u64, count: u64)
 /// hypervisor's slots, of an entry that is not present or maps a small page of the guest's RAM.
 /// `false`: it is another kind, and nothing has changed.
 #[inline(always)]
-fn store_plain<M: GuestMemory>(plat: &M, ptr: u64, val: u64) -> bool {
+fn store_plain<M: GuestMemory>(plat: &M, tables: &Tables, ptr: u64, val: u64) -> bool {
     if ptr & 7 != MMU_NORMAL_PT_UPDATE {
         return false;
     }
@@ -231,7 +248,12 @@ fn store_plain<M: GuestMemory>(plat: &M, ptr: u64, val: u64) -> bool {
     if is_hole_slot(plat, words, index) || !is_plain(plat, val) {
         return false;
     }
-    words[index].store(val, Relaxed);
+    let entry = &words[index];
+    let old = entry.load(Relaxed);
+    entry.store(val, Relaxed);
+    if takes_out(old, val) {
+        tables.unhooked();
+    }
     true
 }
 
@@ -247,8 +269,8 @@ fn mmu_update_loop<P: Platform>(cx: &mut Ctx<'_, P>, list: u64, count: u32) -> H
     let mut at = list;
     for _ in 0..count {
         let [ptr, val] = cx.plat.read_words(GuestVa(at)).map_err(efault)?;
-        if !store_plain(cx.plat, ptr, val) {
-            update(cx.plat, MmuUpdate { ptr, val })?;
+        if !store_plain(cx.plat, &cx.dom.tables, ptr, val) {
+            update(cx.plat, &cx.dom.tables, MmuUpdate { ptr, val })?;
         }
         at = at.wrapping_add(size_of::<MmuUpdate>() as u64);
     }
@@ -274,8 +296,8 @@ pub fn mmu_update<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> HcRes
         Ok(owner) => {
             while result.is_ok() && batch.more() {
                 result = match cx.plat.read_guest::<MmuUpdate>(GuestVa(regs.rdi)) {
-                    Ok(request) if owner == Owner::Own => update(cx.plat, request),
-                    Ok(request) => update_foreign(cx.plat, request, owner),
+                    Ok(request) if owner == Owner::Own => update(cx.plat, &cx.dom.tables, request),
+                    Ok(request) => update_foreign(cx, request, owner),
                     Err(fault) => Err(efault(fault)),
                 };
                 if result.is_ok() {

@@ -80,6 +80,8 @@ pub(crate) fn load_l4<P: Platform>(cx: &mut Ctx<'_, P>, mfn: Mfn) -> bool {
 fn note<P: Platform>(cx: &mut Ctx<'_, P>, mfn: Mfn) -> u64 {
     if let Some(shared) = cx.dom.vcpus.get(cx.vcpu.id as usize) {
         shared.l4.store(mfn.0, SeqCst);
+        // Whatever is loaded now, the TLB is emptied before the processor halts.
+        shared.lazy.emptied(cx.dom.tables.count());
     }
     core::mem::replace(&mut cx.vcpu.mmu.l4, mfn.0)
 }

@@ -1,5 +1,7 @@
 use std::vec::Vec;
 
+use core::sync::atomic::Ordering;
+
 use proptest::prelude::*;
 use xen_abi::mm::{MmuextCmd, MmuextOp};
 
@@ -242,6 +244,72 @@ fn flushes_reach_whom_they_name() {
     }
     let bad = update_va_mapping(&mut machine.cx(), VA, pointing(5), 0x1000 | 1);
     assert_eq!(bad, Err(Errno::EFAULT));
+}
+
+/// What an mmu_update may have freed a table by is counted, whichever way it goes.
+#[test]
+fn what_is_taken_out_is_counted() {
+    let mut machine = machine();
+    let [_, _, l2, l1] = TABLES;
+    let at = address(l2, 7);
+    for (command, value, counts) in [
+        (0, pointing(l1), false),
+        (0, pointing(l1) & !pte::RW, false),
+        (0, pointing(12), true),
+        (2, pointing(13), true),
+        (2, pointing(13) & !pte::RW, false),
+        (0, 0, true),
+        (0, 0x60, false),
+    ] {
+        let entry = slot(l2, 7);
+        let was = machine.plat.peek(entry);
+        for plain in [false, true] {
+            machine.plat.poke(entry, was);
+            let before = machine.dom.tables.count();
+            if plain {
+                machine.plat.poke(va(2), at | command);
+                machine.plat.poke(va(2).add(8), value);
+                assert_eq!(mmu_update_plain(&mut machine.cx(), va(2).0, 1), ret(0));
+            } else {
+                assert_eq!(mmu(&mut machine, &[(at | command, value)], 0x7ff0), ret(0));
+            }
+            let taken = machine.dom.tables.count() - before;
+            assert_eq!(taken, u64::from(counts), "{was:x} -> {command} {value:x}, {plain}");
+        }
+    }
+}
+
+/// Halted vCPUs are left out, unless a table may be free since their TLBs were emptied; those that are on no
+/// table of the guest's always.
+#[test]
+fn flushes_of_halted_vcpus_are_put_off() {
+    let machine = Machine::with(64, 4);
+    let dom = &machine.dom;
+    for vcpu in &dom.vcpus[..3] {
+        vcpu.l4.store(7, Ordering::SeqCst);
+    }
+    let flush = |targets, all| {
+        let mut now = 0;
+        dom.flush_tlbs(targets, |set| {
+            now = set;
+            all
+        });
+        now
+    };
+    assert_eq!(flush(0b1110, true), 0b110);
+    dom.vcpus[2].lazy.halt();
+    assert_eq!(flush(0b1110, true), 0b010);
+    assert!(dom.vcpus[2].lazy.wake(), "it owes the flush");
+    assert!(!dom.vcpus[2].lazy.wake(), "but once");
+    assert_eq!(flush(0b1110, true), 0b110);
+    dom.vcpus[2].lazy.halt();
+    assert!(!dom.vcpus[2].lazy.wake(), "a flush while it was awake was done");
+    dom.vcpus[2].lazy.halt();
+    dom.tables.unhooked();
+    assert_eq!(flush(0b1100, false), 0b100, "a table may be free");
+    assert_eq!(flush(0b1100, true), 0b100, "a page was flushed, not all");
+    assert_eq!(flush(0b1100, true), 0, "all was");
+    assert!(dom.vcpus[2].lazy.wake());
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub mod paging;
 pub mod random;
 pub mod start_info;
 pub mod trap;
+pub mod vcpu;
 
 pub use console::Console;
 pub use random::Random;

@@ -5,8 +5,8 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use tiny_guests::paging::{self, PAGE};
-use tiny_guests::{Random, StartInfo, hypercall, say, trap};
+use tiny_guests::paging::PAGE;
+use tiny_guests::{Random, StartInfo, hypercall, say, trap, vcpu};
 
 use crate::memory::Memory;
 
@@ -16,11 +16,6 @@ const STACK_BYTES: usize = 32 << 10;
 /// Words of a processor's lists.
 const WORDS: usize = 512;
 const DOMID_SELF: u64 = 0x7ff0;
-/// `VGCF_in_kernel`; `FLAT_KERNEL_CS64`, `FLAT_KERNEL_SS`.
-const IN_KERNEL: u64 = 1 << 2;
-const KERNEL_CS: u64 = 0xe033;
-const KERNEL_SS: u64 = 0xe02b;
-
 /// What belongs to a processor alone.
 #[repr(C, align(4096))]
 struct Own {
@@ -40,58 +35,17 @@ static OWN: [Own; MOST] = [const {
     }
 }; MOST];
 
-/// `struct vcpu_guest_context` as words.
-#[repr(C, align(4096))]
-struct Context([AtomicU64; 646]);
-static CONTEXT: Context = Context([const { AtomicU64::new(0) }; 646]);
-/// Its members used here, by word.
-mod at {
-    pub const FLAGS: usize = 64;
-    /// R15 comes first.
-    pub const RDI: usize = 65 + 14;
-    pub const RIP: usize = 65 + 16;
-    pub const CS: usize = 65 + 17;
-    pub const RFLAGS: usize = 65 + 18;
-    pub const RSP: usize = 65 + 19;
-    pub const SS: usize = 65 + 20;
-    /// Behind the registers (25 words), 256 trap handlers of two words, the LDT (2) and the GDT (17).
-    pub const KERNEL_SS: usize = 65 + 25 + 512 + 2 + 17;
-    pub const KERNEL_SP: usize = KERNEL_SS + 1;
-    pub const CR3: usize = KERNEL_SS + 2 + 3;
-}
-
 static MEMORY: AtomicPtr<Memory> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Starts the processors from 1 on; how many run then.
 pub fn start(info: &'static StartInfo, memory: &mut Memory, wanted: u64) -> usize {
     MEMORY.store(core::ptr::from_mut(memory), Ordering::SeqCst);
-    let l4 = paging::mfn_of(info, info.pt_base) * PAGE;
-    let context = CONTEXT.0.as_ptr().expose_provenance() as u64;
     let others = OWN.iter().zip(1u64..wanted.max(1));
     others
         .take_while(|(own, id)| {
-            // A call pushes the return address on an aligned stack.
-            let top = own.stack.get().expose_provenance() as u64 + STACK_BYTES as u64 - 8;
-            for (word, value) in [
-                (at::FLAGS, IN_KERNEL),
-                (at::RDI, *id),
-                (at::RIP, run as extern "C" fn(u64) -> ! as usize as u64),
-                (at::CS, KERNEL_CS),
-                (at::RFLAGS, 0x200),
-                (at::RSP, top),
-                (at::SS, KERNEL_SS),
-                (at::KERNEL_SS, KERNEL_SS),
-                (at::KERNEL_SP, top),
-                (at::CR3, l4),
-            ] {
-                if let Some(slot) = CONTEXT.0.get(word) {
-                    slot.store(value, Ordering::SeqCst);
-                }
-            }
-            // SAFETY: VCPUOP_initialise reads the context.
-            let result = unsafe { hypercall::raw(24, [0, *id, context, 0, 0, 0]) };
-            // SAFETY: VCPUOP_up: from here on the processor is on its own stack.
-            result == 0 && unsafe { hypercall::raw(24, [1, *id, 0, 0, 0, 0]) } == 0
+            let top = own.stack.get().expose_provenance() as u64 + STACK_BYTES as u64;
+            // SAFETY: the stack is the processor's alone.
+            unsafe { vcpu::start(info, *id, run, top) }
         })
         .count()
 }

@@ -105,6 +105,8 @@ impl Qemu {
                 Some("guest-shutdown") => Status::POWER_OFF,
                 Some("guest-reset") => Status::RESET,
                 Some("guest-panic") => Status::CRASH,
+                // Ended by a signal, say: QEMU's own status is 0 then.
+                Some(reason) if reason.starts_with("host-") => Status::FAILED,
                 _ => outcome.status,
             };
         }

@@ -169,7 +169,9 @@ impl Other<'_> {
             6 => (9, [port, 0]),
             _ => (4, [port, 0]),
         };
-        let argument = self.list(&words);
+        // What status returns is longer than what it is asked with, and a list follows.
+        let [first, second] = words;
+        let argument = self.list(&[first, second, 0]);
         (32, [command, argument, 0, 0, 0, 0])
     }
 

@@ -12,8 +12,8 @@
 //! OWES, if HALTED: done                  halts; an interrupt
 //! else flushes there and waits           takes both: flushes all if OWES
 //! ```
-//! Both words change in one step, so either the flush sees the processor awake, or the processor sees what it owes
-//! before it uses anything of the guest's.
+//! The two are bits of one word: either the flush sees the processor awake, or the processor sees what it
+//! owes before it uses anything of the guest's.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

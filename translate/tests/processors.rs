@@ -95,6 +95,16 @@ fn nothing_stale_is_used() {
     });
 }
 
+/// vCPU 0 has vCPU 1 flush, now or later.
+fn flush(vcpus: &Vcpus, lazy: &Lazy<Watched>, count: u64) {
+    if !lazy.put_off(count) {
+        vcpus.ask(0, 0b10, None);
+        while !vcpus.is_done(0) {
+            thread::yield_now();
+        }
+    }
+}
+
 /// The same while vCPU 1 halts between two looks: the flush is put off until it goes on, or done.
 #[test]
 fn nothing_stale_is_used_after_a_halt() {
@@ -123,12 +133,7 @@ fn nothing_stale_is_used_after_a_halt() {
         });
         let (vcpus, lazy, entry) = &*shared;
         entry.table.store(NEW, Ordering::Relaxed);
-        if !lazy.put_off(0) {
-            vcpus.ask(0, 0b10, Some(0x1000));
-            while !vcpus.is_done(0) {
-                thread::yield_now();
-            }
-        }
+        flush(vcpus, lazy, 0);
         entry.reused.store(true, Ordering::SeqCst);
         user.join().unwrap();
     });
@@ -171,12 +176,7 @@ fn no_halted_processor_walks_a_free_table() {
         let (vcpus, lazy, tables) = &*shared;
         tables.hooked.store(false, Ordering::SeqCst);
         let count = tables.unhooked.fetch_add(1, Ordering::SeqCst) + 1;
-        if !lazy.put_off(count) {
-            vcpus.ask(0, 0b10, None);
-            while !vcpus.is_done(0) {
-                thread::yield_now();
-            }
-        }
+        flush(vcpus, lazy, count);
         tables.free.store(true, Ordering::SeqCst);
         user.join().unwrap();
     });

@@ -499,6 +499,11 @@ impl Host {
         self.kept.get(nr).map(|((channel, _), id)| (*channel, *id))
     }
 
+    /// Answers and indications that wait for room.
+    pub fn unsaid(&self) -> usize {
+        self.unsaid.len()
+    }
+
     pub fn kept(&self) -> usize {
         self.kept.len()
     }

@@ -356,7 +356,15 @@ impl World {
     /// Everybody does what is left to do: nothing is anybody's then.
     fn calm(&mut self) {
         self.notes.books().room = None;
-        for _ in 0..3 {
+        // A host with much to say says as much at a time as its buffer holds.
+        let mut left = 3;
+        for _ in 0..MAX_STEPS {
+            if self.host.unsaid() == 0 {
+                if left == 0 {
+                    break;
+                }
+                left -= 1;
+            }
             if let Some(nic) = self.nic() {
                 (0..4).for_each(|queue| nic.commit(queue));
             }

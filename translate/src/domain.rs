@@ -146,26 +146,23 @@ impl Default for VcpuShared {
 }
 
 impl Domain {
-    /// The vCPUs whose processors are on the guest's page tables, and may have something of them in
-    /// their TLBs.
-    fn on_tables(&self) -> u64 {
-        let vcpus = self.vcpus.iter().take(self.nr_vcpus as usize).zip(0u32..);
-        // A vCPU that comes to them stores its L4 before it loads it: one that is not seen here walks
-        // them later than what the caller has changed before.
-        let on = vcpus.filter(|(vcpu, _)| vcpu.l4.load(Ordering::SeqCst) != u64::MAX);
-        on.fold(0, |set, (_, id)| set | 1 << id)
-    }
-
-    /// Flushes TLBs of these vCPUs: those that must flush at once by `flush`, which says whether it emptied
-    /// them, the others when they go on.
+    /// Flushes TLBs of these vCPUs, as far as they are on the guest's page tables and may have something of
+    /// them: those that must flush at once by `flush`, which says whether it emptied them, the others when
+    /// they go on.
     pub fn flush_tlbs(&self, targets: u64, flush: impl FnOnce(u64) -> bool) {
         let count = self.tables.count();
-        let targets = targets & self.on_tables();
-        let lazy = |id: &u32| self.vcpus.get(*id as usize).map(|vcpu| &vcpu.lazy);
-        let now = bits(targets).filter(|id| !lazy(id).is_some_and(|lazy| lazy.put_off(count)));
-        let now = now.fold(0, |set, id| set | 1 << id);
+        // A vCPU that comes to the tables stores its L4 before it loads it: one that is not seen here walks
+        // them later than what the caller has changed before.
+        let on_tables = |vcpu: &VcpuShared| vcpu.l4.load(Ordering::SeqCst) != u64::MAX;
+        let mut now = 0;
+        for (vcpu, id) in self.vcpus.iter().take(self.nr_vcpus as usize).zip(0u32..) {
+            if targets >> id & 1 != 0 && on_tables(vcpu) && !vcpu.lazy.put_off(count) {
+                now |= 1 << id;
+            }
+        }
         if now != 0 && flush(now) {
-            bits(now).filter_map(|id| lazy(&id)).for_each(|lazy| lazy.emptied(count));
+            let flushed = bits(now).filter_map(|id| self.vcpus.get(id as usize));
+            flushed.for_each(|vcpu| vcpu.lazy.emptied(count));
         }
     }
 

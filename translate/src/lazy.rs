@@ -17,6 +17,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use xen_abi::mm::pte;
+
 use crate::shootdown::Word;
 
 /// The processor is halted.
@@ -35,7 +37,16 @@ impl Tables {
         Self(AtomicU64::new(0))
     }
 
-    /// Once more, after the entry was stored.
+    /// An mmu_update has stored an entry in the place of another: after what it took out, if anything, a table
+    /// may be free.
+    #[inline(always)]
+    pub(crate) fn replaced(&self, old: u64, new: u64) {
+        if old & pte::P != 0 && (old ^ new) & (pte::P | pte::ADDR) != 0 {
+            self.unhooked();
+        }
+    }
+
+    /// Once more.
     #[cold]
     pub(crate) fn unhooked(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);

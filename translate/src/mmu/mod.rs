@@ -164,14 +164,10 @@ fn update<M: GuestMemory>(plat: &M, tables: &Tables, request: MmuUpdate) -> Resu
             }
             check_entry(plat, request.val)?;
             let entry = &words[index];
-            let old = entry.load(Relaxed);
             if command == MMU_PT_UPDATE_PRESERVE_AD {
-                store_preserving_ad(entry, request.val);
+                store_preserving_ad(tables, entry, request.val);
             } else {
-                entry.store(request.val, Relaxed);
-            }
-            if takes_out(old, request.val) {
-                tables.unhooked();
+                store(tables, entry, request.val);
             }
             Ok(())
         }
@@ -183,22 +179,25 @@ fn update<M: GuestMemory>(plat: &M, tables: &Tables, request: MmuUpdate) -> Resu
     }
 }
 
-/// Whether an entry that becomes another one may have led to a table, which is free then.
+/// Stores an entry.
 #[inline(always)]
-const fn takes_out(old: u64, new: u64) -> bool {
-    old & pte::P != 0 && (old ^ new) & (pte::P | pte::ADDR) != 0
+fn store(tables: &Tables, entry: &AtomicU64, value: u64) {
+    let old = entry.load(Relaxed);
+    entry.store(value, Relaxed);
+    tables.replaced(old, value);
 }
 
 /// Stores an entry and keeps the accessed and dirty bits the old one has, against processors that
 /// set them meanwhile.
 #[inline]
-fn store_preserving_ad(entry: &AtomicU64, value: u64) {
+fn store_preserving_ad(tables: &Tables, entry: &AtomicU64, value: u64) {
     let mut old = entry.load(Relaxed);
     while let Err(now) =
         entry.compare_exchange_weak(old, value | old & (pte::A | pte::D), Relaxed, Relaxed)
     {
         old = now;
     }
+    tables.replaced(old, value);
 }
 
 /// A request that names another owner: `DOMID_IO` may still remove mappings.
@@ -248,12 +247,7 @@ fn store_plain<M: GuestMemory>(plat: &M, tables: &Tables, ptr: u64, val: u64) ->
     if is_hole_slot(plat, words, index) || !is_plain(plat, val) {
         return false;
     }
-    let entry = &words[index];
-    let old = entry.load(Relaxed);
-    entry.store(val, Relaxed);
-    if takes_out(old, val) {
-        tables.unhooked();
-    }
+    store(tables, &words[index], val);
     true
 }
 

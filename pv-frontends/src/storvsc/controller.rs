@@ -354,7 +354,10 @@ impl Controller {
     pub(super) fn go_on<H: Hypervisor, S: Sink>(self: &Arc<Self>, bus: &VmBus<H>, sink: &S) {
         if self.scanned.swap(false, Ordering::AcqRel) {
             let found = self.machine.lock().take_found();
-            self.compare(sink, &found);
+            // None where the channel was closed since.
+            if let Some(found) = found {
+                self.compare(sink, &found);
+            }
         }
         self.converse(bus);
     }

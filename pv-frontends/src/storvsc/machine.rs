@@ -71,6 +71,8 @@ pub(super) struct Machine {
     queue: VecDeque<UnitAddress>,
     probing: UnitAddress,
     found: Vec<Found>,
+    /// A scan is over, and nobody has taken what it found.
+    is_untold: bool,
     /// Another scan follows this one.
     is_stale: bool,
 }
@@ -95,6 +97,7 @@ impl Machine {
             queue: VecDeque::new(),
             probing: UnitAddress { path: 0, target: 0, lun: 0 },
             found: Vec::new(),
+            is_untold: false,
             is_stale: false,
         }
     }
@@ -113,6 +116,7 @@ impl Machine {
         (self.step, self.is_sent) = (Step::Closed, false);
         self.queue.clear();
         self.found.clear();
+        self.is_untold = false;
     }
 
     /// There will be no channel.
@@ -130,7 +134,7 @@ impl Machine {
     pub(super) const fn is_settled(&self) -> bool {
         match self.step {
             Step::Failed => true,
-            Step::Idle => !self.is_stale,
+            Step::Idle => !self.is_stale && !self.is_untold,
             _ => false,
         }
     }
@@ -142,7 +146,8 @@ impl Machine {
     }
 
     fn begin_scan(&mut self) {
-        if !matches!(self.step, Step::Idle) || !self.is_stale {
+        // What the last scan found is not thrown away: without it, all units would seem gone.
+        if !matches!(self.step, Step::Idle) || !self.is_stale || self.is_untold {
             return;
         }
         self.is_stale = false;
@@ -282,14 +287,18 @@ impl Machine {
             }
             _ => return false,
         }
-        matches!(self.step, Step::Idle)
+        self.is_untold = matches!(self.step, Step::Idle);
+        self.is_untold
     }
 
-    /// What the last scan found; the next begins if one was asked for meanwhile.
-    pub(super) fn take_found(&mut self) -> Vec<Found> {
+    /// What a scan found that is over, once; the next begins if one was asked for meanwhile.
+    pub(super) fn take_found(&mut self) -> Option<Vec<Found>> {
+        if !core::mem::take(&mut self.is_untold) {
+            return None;
+        }
         let found = core::mem::take(&mut self.found);
         self.begin_scan();
-        found
+        Some(found)
     }
 
     fn list_units(&mut self, data: Result<usize, IoError>) {

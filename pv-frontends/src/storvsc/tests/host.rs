@@ -93,6 +93,9 @@ pub(super) struct Host {
     pub max_sub_channels: u16,
     pub refuse_sub_channels: bool,
     pub deaf_to_resets: bool,
+    /// The next answer to this command and an ENUMERATE_BUS behind it come with one signal.
+    pub enumerate_behind: Option<Opcode>,
+    is_silent: bool,
     /// Operations other than EXECUTE_SRB, in order.
     pub operations: Vec<u32>,
     pub commands: Vec<Opcode>,
@@ -116,6 +119,8 @@ impl Host {
             max_sub_channels: 0,
             refuse_sub_channels: false,
             deaf_to_resets: false,
+            enumerate_behind: None,
+            is_silent: false,
             operations: Vec::new(),
             commands: Vec::new(),
             lengths: BTreeSet::new(),
@@ -185,7 +190,15 @@ impl Host {
         if header.operation == Operation::EXECUTE_SRB {
             self.lengths.insert(request.payload.len());
             *self.by_channel.entry(request.channel).or_default() += 1;
+            let channel = request.channel;
+            let opcode = Some(Opcode(request.payload[12 + 16]));
+            self.is_silent = opcode == self.enumerate_behind;
             self.execute(bus, request);
+            if core::mem::take(&mut self.is_silent) {
+                self.enumerate_behind = None;
+                self.enumerate(bus, channel);
+                bus.on_signal(ChannelId(channel));
+            }
             return;
         }
         self.operations.push(header.operation.0);
@@ -271,7 +284,8 @@ impl Host {
             external: External::None,
             payload,
         };
-        if channel.outgoing.write(&packet).expect("there is room") {
+        let is_due = channel.outgoing.write(&packet).expect("there is room");
+        if is_due && !self.is_silent {
             bus.on_signal(ChannelId(id));
         }
     }

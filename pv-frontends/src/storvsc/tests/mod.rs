@@ -2,6 +2,7 @@
 
 mod bench;
 mod host;
+mod scans;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;

@@ -218,6 +218,8 @@ pub struct RxPacket<'a> {
     pub bytes: u32,
     /// Checksum.
     pub csum: RxCsum,
+    /// The IPv4 header is right, but the packet does not have its checksum.
+    pub ip_csum_blank: bool,
     /// It is several packets of one TCP stream made into one, with this much payload in each but
     /// the last, as far as known. Comes only where [`NetDevice::set_coalescing`] allowed it.
     pub gso: Option<Gso>,
@@ -251,6 +253,7 @@ impl<'a> RxPacket<'a> {
             parts,
             bytes: bytes as u32,
             csum: RxCsum::Unchecked,
+            ip_csum_blank: false,
             gso: None,
             hash: None,
             vlan: None,

@@ -27,21 +27,30 @@ pub(super) struct Source<'a, I> {
     pieces: I,
     piece: Option<RxPiece>,
     packet: &'a RxPacket<'a>,
-    patch: Option<Patch>,
+    patches: [Option<Patch>; 2],
     /// Bytes given, of the packet as the guest sees it.
     at: u32,
     bytes: u32,
 }
 
 impl<'a, I: Iterator<Item = RxPiece> + Clone> Source<'a, I> {
-    pub(super) fn new(packet: &'a RxPacket<'a>, mut pieces: I, csum: Option<(u16, u16)>) -> Self {
+    /// `csums` are as [`make_csum`] and [`make_ip_csum`] give them.
+    pub(super) fn new(
+        packet: &'a RxPacket<'a>,
+        mut pieces: I,
+        csums: [Option<(u16, u16)>; 2],
+    ) -> Self {
         let tag = if packet.vlan.is_some() { VLAN_TAG_BYTES } else { 0 };
         Self {
             piece: pieces.next(),
             pieces,
             packet,
-            patch: csum
-                .map(|(at, value)| Patch { at: u32::from(at) + tag, bytes: value.to_be_bytes() }),
+            patches: csums.map(|csum| {
+                csum.map(|(at, value)| Patch {
+                    at: u32::from(at) + tag,
+                    bytes: value.to_be_bytes(),
+                })
+            }),
             at: 0,
             bytes: packet.bytes + tag,
         }
@@ -87,11 +96,10 @@ impl<'a, I: Iterator<Item = RxPiece> + Clone> Source<'a, I> {
             }
             self.at += len;
         }
-        if let (Some(page), Some(patch)) = (page, self.patch) {
-            for (place, byte) in (patch.at..).zip(patch.bytes) {
-                if (from..to).contains(&place) {
-                    set_byte(page, usize::from(at) + (place - from) as usize, byte);
-                }
+        let patched = self.patches.iter().flatten().flat_map(|patch| (patch.at..).zip(patch.bytes));
+        for (place, byte) in patched.filter(|(place, _)| (from..to).contains(place)) {
+            if let Some(page) = page {
+                set_byte(page, usize::from(at) + (place - from) as usize, byte);
             }
         }
         count as u16
@@ -158,4 +166,15 @@ pub(super) fn make_csum(
         }
     }
     Some((at, sum.checksum(transport)))
+}
+
+/// The checksum of an IPv4 header that does not have it: its place in the packet as the host gave
+/// it, and its value. `None` where there is nothing to do, or no such header.
+pub(super) fn make_ip_csum(packet: &RxPacket<'_>) -> Option<(u16, u16)> {
+    if !packet.ip_csum_blank {
+        return None;
+    }
+    let mut bytes = [0; HEADER_BYTES];
+    let count = packet.copy(0, &mut bytes);
+    Headers::parse(bytes.get(..count)?)?.ip_csum(bytes.get(..count)?)
 }

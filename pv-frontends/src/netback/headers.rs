@@ -14,6 +14,8 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
 /// Tags looked behind.
 const MAX_TAGS: usize = 2;
+/// Where an IPv4 header has its checksum.
+const IP_CSUM_AT: usize = 10;
 const PROTO_TCP: u8 = 6;
 const PROTO_UDP: u8 = 17;
 /// Hop-by-hop options, routing, destination options: their second byte is their length in units
@@ -121,6 +123,20 @@ impl Headers {
             Some(Transport::Udp) => Some(self.l4 + 6),
             None => None,
         }
+    }
+
+    /// Where the IPv4 header's checksum is, and what it should be; `None` where the header is cut
+    /// off, or IPv6's.
+    pub(super) fn ip_csum(&self, bytes: &[u8]) -> Option<(u16, u16)> {
+        let header = bytes.get(usize::from(self.l3)..usize::from(self.l4))?;
+        if self.ip != Ip::V4 {
+            return None;
+        }
+        let (before, behind) = (header.get(..IP_CSUM_AT)?, header.get(IP_CSUM_AT + 2..)?);
+        let mut sum = Sum::default();
+        sum.add(before);
+        sum.add(behind);
+        Some((self.l3 + IP_CSUM_AT as u16, !sum.folded()))
     }
 
     /// Bytes from the packet's beginning to TCP's payload; `None` where that is not TCP or cut off.

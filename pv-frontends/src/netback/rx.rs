@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::Env;
 use super::chain::Fatal;
 use super::counters::RxCounters;
-use super::fill::{Source, ip_of, make_csum};
+use super::fill::{Source, ip_of, make_csum, make_ip_csum};
 use super::line::{Line, Port};
 use super::steering::extra;
 use crate::net::{Ip, RxCsum, RxPacket, RxPiece, RxVerdict, VLAN_TAG_BYTES};
@@ -281,7 +281,7 @@ impl RxQueue {
         if !wanted.extras.is_empty() {
             flags |= rxf::EXTRA_INFO;
         }
-        let mut source = Source::new(packet, packet.pieces(), csum);
+        let mut source = Source::new(packet, packet.pieces(), [csum, make_ip_csum(packet)]);
         self.slot(env, &mut source, flags);
         let mut left = wanted.extras.len();
         for info in &wanted.extras {

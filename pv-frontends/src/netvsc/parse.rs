@@ -21,6 +21,9 @@ pub(super) struct Malformed;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Meta {
     pub csum: RxCsum,
+    /// The IPv4 header's checksum is not in the packet: parts that were put together have the first
+    /// one's.
+    pub ip_csum_blank: bool,
     pub hash: Option<RxHash>,
     pub vlan: Option<u16>,
     /// It is a part of a packet.
@@ -28,8 +31,13 @@ pub(super) struct Meta {
 }
 
 impl Meta {
-    pub(super) const NONE: Self =
-        Self { csum: RxCsum::Unchecked, hash: None, vlan: None, fragment: None };
+    pub(super) const NONE: Self = Self {
+        csum: RxCsum::Unchecked,
+        ip_csum_blank: false,
+        hash: None,
+        vlan: None,
+        fragment: None,
+    };
 }
 
 /// A packet in a run.
@@ -93,7 +101,10 @@ fn meta(infos: &Run<'_>) -> Result<Meta, Malformed> {
         let whole = infos.part(at, info.size).ok_or(Malformed)?;
         let word = || whole.read::<u32>(info.offset).ok_or(Malformed);
         match info.kind {
-            PpiType::CHECKSUM => meta.csum = checksum(RxChecksum(word()?)),
+            PpiType::CHECKSUM => {
+                let info = RxChecksum(word()?);
+                (meta.csum, meta.ip_csum_blank) = (checksum(info), is_ip_csum_blank(info));
+            }
             PpiType::VLAN => meta.vlan = Some(Vlan(word()?).tci()),
             PpiType::HASH_VALUE => meta.hash = Some(RxHash { value: word()?, kind: None }),
             PpiType::HASH_INFORMATION => hash_kind = Some(HashInformation(word()?)),
@@ -121,6 +132,12 @@ fn checksum(info: RxChecksum) -> RxCsum {
     } else {
         RxCsum::Unchecked
     }
+}
+
+/// The header was right as it came over the wire; its checksum's field is not part of that.
+const fn is_ip_csum_blank(info: RxChecksum) -> bool {
+    let both = RxChecksum::IP_SUCCEEDED | RxChecksum::IP_VALUE_INVALID;
+    info.0 & both == both && info.0 & RxChecksum::IP_FAILED == 0
 }
 
 /// What a hash was made of; `None` where it is not one kind that has a name here.

@@ -268,8 +268,8 @@ impl Rx {
             return RxVerdict::Done;
         };
         let gso = if self.parts.len() > 1 { self.segment() } else { None };
-        let Meta { csum, hash, vlan, .. } = meta;
-        let packet = RxPacket { csum, hash, vlan, gso, ..packet };
+        let Meta { csum, ip_csum_blank, hash, vlan, .. } = meta;
+        let packet = RxPacket { csum, ip_csum_blank, hash, vlan, gso, ..packet };
         let verdict = taker.receive(&packet);
         if verdict == RxVerdict::Done {
             counters.add(Counter::RxPackets, 1);

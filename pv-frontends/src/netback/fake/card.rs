@@ -30,6 +30,7 @@ pub struct Sent {
 pub struct Frame {
     pub bytes: Vec<u8>,
     pub csum: RxCsum,
+    pub ip_csum_blank: bool,
     pub gso: Option<Gso>,
     pub hash: Option<RxHash>,
     pub vlan: Option<u16>,
@@ -39,7 +40,15 @@ pub struct Frame {
 
 impl Frame {
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, csum: RxCsum::Validated, gso: None, hash: None, vlan: None, cuts: Vec::new() }
+        Self {
+            bytes,
+            csum: RxCsum::Validated,
+            ip_csum_blank: false,
+            gso: None,
+            hash: None,
+            vlan: None,
+            cuts: Vec::new(),
+        }
     }
 }
 

@@ -407,6 +407,7 @@ impl World {
         let mut packet = RxPacket::new(&self.buffer, &parts).expect("a packet");
         (packet.csum, packet.gso) = (frame.csum, frame.gso);
         (packet.hash, packet.vlan) = (frame.hash, frame.vlan);
+        packet.ip_csum_blank = frame.ip_csum_blank;
         let verdict = self.vif.receive(&self.env(), queue, &packet);
         for page in &self.buffer {
             page.page.iter().for_each(|word| word.store(u64::MAX, Relaxed));

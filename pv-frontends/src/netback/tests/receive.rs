@@ -1,5 +1,6 @@
 //! What a guest receives.
 
+use proptest::prelude::*;
 use xen_abi::io::netif::{GsoType, NetifExtraGso, rxf};
 
 use super::front::Got;
@@ -76,6 +77,108 @@ fn checksums() {
                 assert_eq!(w.vif.counters().rx.software_csum, 2);
             }
         }
+    }
+}
+
+/// A frame of IPv4 without the header's checksum, which has `options` bytes of options.
+fn without_ip_csum(recipe: &Recipe, options: usize, junk: [u8; 2]) -> Vec<u8> {
+    let mut bytes = recipe.complete();
+    let l3 = recipe.l3();
+    let total = (bytes.len() - l3 + options) as u16;
+    bytes[l3] = 0x45 + (options / 4) as u8;
+    bytes[l3 + 2..l3 + 4].copy_from_slice(&total.to_be_bytes());
+    bytes[l3 + 10..l3 + 12].copy_from_slice(&junk);
+    let options: Vec<u8> = (0..options).map(|at| at as u8 ^ 0x5a).collect();
+    bytes.splice(l3 + 20..l3 + 20, options);
+    bytes
+}
+
+/// The host vouches for the IPv4 header and did not put its checksum in.
+#[test]
+fn ip_checksums_are_made() {
+    for vlan in [None, Some(0x6005)] {
+        for (gso, is_partial) in [(None, false), (Some(Gso { mss: 1448 }), false), (None, true)] {
+            for cuts in [std::vec![], std::vec![3, 15, 24, 25, 33, 34]] {
+                let recipe = Recipe::tcp(9000);
+                let mut bytes = without_ip_csum(&recipe, 0, [0xab, 0xcd]);
+                let whole = bytes.clone();
+                let mut csum = RxCsum::Validated;
+                if is_partial {
+                    let at = recipe.csum_at();
+                    bytes[at..at + 2].copy_from_slice(&recipe.partial()[at..at + 2]);
+                    csum = RxCsum::Partial;
+                }
+                let frame =
+                    Frame { ip_csum_blank: true, csum, gso, vlan, cuts, ..Frame::new(bytes) };
+                // One that wants the other checksum made, too.
+                let (mut w, mut front) = posted(Features { csum_v4: !is_partial, ..LINUX });
+                let got = got(&mut w, &mut front, &frame).bytes;
+                let l3 = if vlan.is_some() { 18 } else { 14 };
+                assert_eq!(packet::fold(&got[l3..l3 + 20]), 0xffff);
+                assert_eq!(got[..12], whole[..12]);
+                assert_eq!(got[l3..l3 + 10], whole[14..24]);
+                assert!(got[l3 + 12..] == whole[26..], "nothing else changes");
+            }
+        }
+    }
+}
+
+/// What has no such header stays as it is.
+#[test]
+fn ip_checksums_of_what_is_none() {
+    let (mut w, mut front) = posted(LINUX);
+    let v4 = without_ip_csum(&Recipe::tcp(0), 0, [0xab, 0xcd]);
+    let with = |at: usize, byte: u8| {
+        let mut bytes = v4.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    let all = [
+        // Not IPv4, a header of 16 bytes, one of 60 in 40 bytes, cut off, hardly Ethernet.
+        Recipe::new(Ip::V6, Transport::Tcp, 100).complete(),
+        with(13, 6),
+        with(14, 0x65),
+        with(14, 0x44),
+        with(14, 0x4f),
+        v4[..33].to_vec(),
+        v4[..14].to_vec(),
+    ];
+    for bytes in all {
+        let frame = Frame { ip_csum_blank: true, ..Frame::new(bytes.clone()) };
+        assert!(got(&mut w, &mut front, &frame).bytes == bytes);
+    }
+    // Nobody said that the checksum is missing.
+    assert!(got(&mut w, &mut front, &Frame::new(v4.clone())).bytes == v4);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Wherever the header lies, in the receive buffer and in the guest's pages.
+    #[test]
+    fn ip_headers_sum_up(
+        size in 0..3000usize,
+        options in 0..=10usize,
+        junk: [u8; 2],
+        inside in prop::option::of(any::<u16>()),
+        vlan in prop::option::of(any::<u16>()),
+        headroom in prop::sample::select(std::vec![0u16, 256]),
+        cuts in prop::collection::vec(1..80usize, 0..6),
+    ) {
+        let recipe = Recipe { tag: inside, ..Recipe::tcp(size) };
+        let bytes = without_ip_csum(&recipe, options * 4, junk);
+        let (mut w, mut front) = connected_as(card(1), Features { headroom, ..LINUX });
+        front.post(&mut w, 40);
+        front.flush_rx(&w);
+        let frame = Frame { ip_csum_blank: true, vlan, cuts, ..Frame::new(bytes.clone()) };
+        let mut got = got(&mut w, &mut front, &frame).bytes;
+        if vlan.is_some() {
+            got.drain(12..16);
+        }
+        let l3 = recipe.l3();
+        prop_assert_eq!(packet::fold(&got[l3..l3 + 20 + options * 4]), 0xffff);
+        got[l3 + 10..l3 + 12].copy_from_slice(&junk);
+        prop_assert!(got == bytes);
     }
 }
 

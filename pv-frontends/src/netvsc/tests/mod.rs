@@ -36,6 +36,7 @@ struct Got {
     queue: u32,
     bytes: Vec<u8>,
     csum: RxCsum,
+    ip_csum_blank: bool,
     gso: Option<Gso>,
     hash: Option<RxHash>,
     vlan: Option<u16>,
@@ -77,8 +78,8 @@ impl Sink<Arc<Card>> for Notes {
         }
         let mut bytes = vec![0; packet.bytes as usize];
         assert_eq!(packet.copy(0, &mut bytes), bytes.len());
-        let RxPacket { csum, gso, hash, vlan, .. } = *packet;
-        self.got.lock().push(Got { queue, bytes, csum, gso, hash, vlan });
+        let RxPacket { csum, ip_csum_blank, gso, hash, vlan, .. } = *packet;
+        self.got.lock().push(Got { queue, bytes, csum, ip_csum_blank, gso, hash, vlan });
         RxVerdict::Done
     }
     fn transmitted(&self, _: &Arc<Card>, queue: u32, tag: Tag, end: TxEnd) {

@@ -60,6 +60,42 @@ fn sums_and_hashes_of_all_kinds() {
     bench.assert_idle();
 }
 
+/// Which IPv4 headers come without their checksum; of a packet made of several the first part
+/// says it.
+#[test]
+fn ip_checksums_that_are_not_in_the_packet() {
+    let mut bench = Bench::ready();
+    let bytes = frame(60, 1);
+    let both = RxChecksum::IP_SUCCEEDED | RxChecksum::IP_VALUE_INVALID;
+    for (bits, expected) in [
+        (both, (RxCsum::Unchecked, true)),
+        (
+            both | RxChecksum::TCP_SUCCEEDED | RxChecksum::TCP_VALUE_INVALID,
+            (RxCsum::Validated, true),
+        ),
+        (both | RxChecksum::TCP_FAILED, (RxCsum::Wrong, true)),
+        (both | RxChecksum::IP_FAILED, (RxCsum::Wrong, false)),
+        (RxChecksum::IP_SUCCEEDED, (RxCsum::Unchecked, false)),
+        (RxChecksum::IP_VALUE_INVALID, (RxCsum::Unchecked, false)),
+    ] {
+        let info = [(PpiType::CHECKSUM, bits)];
+        assert!(bench.host.receive(&bench.bus, PRIMARY, &[(&bytes, &info)]));
+        bench.run();
+        let got = bench.got().pop().unwrap();
+        assert_eq!((got.csum, got.ip_csum_blank), expected, "{bits:#x}");
+    }
+    let parts = parts(1400, 9);
+    let first = [part(7, PacketId::FIRST), (PpiType::CHECKSUM, both | RxChecksum::TCP_SUCCEEDED)];
+    let frames: [host::Frame<'_>; 2] =
+        [(&parts[0], &first), (&parts[1], &[part(7, PacketId::LAST)])];
+    assert!(bench.host.receive(&bench.bus, PRIMARY, &frames));
+    bench.run();
+    let got = bench.got();
+    assert_eq!(got.len(), 1);
+    assert_eq!((got[0].gso, got[0].ip_csum_blank), (Some(Gso { mss: 1400 }), true));
+    bench.assert_idle();
+}
+
 #[test]
 fn several_packets_in_one_range() {
     let mut bench = Bench::ready();

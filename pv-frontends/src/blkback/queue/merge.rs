@@ -62,16 +62,6 @@ impl Run {
     const fn is_before(&self, taken: &Taken) -> bool {
         self.write == taken.write && self.sector + self.sectors == taken.sector
     }
-
-    /// Whether a request of so many more sectors and segments still fits into one submission.
-    const fn has_room(&self, info: &DeviceInfo, sectors: u64, segments: u16) -> bool {
-        fits(info, self.sectors + sectors, self.nr_segments as u64 + segments as u64)
-    }
-}
-
-const fn fits(info: &DeviceInfo, sectors: u64, segments: u64) -> bool {
-    sectors <= (info.max_transfer_bytes / SECTOR_BYTES) as u64
-        && segments <= info.max_segments as u64
 }
 
 /// Whether nothing is missing between pieces, where the device wants it so.
@@ -89,12 +79,30 @@ pub(super) fn is_gap(before: &Segment, behind: &Segment) -> bool {
 }
 
 impl Queue {
+    /// Whether so much fits into one submission, and its segments into the run's share of the
+    /// queue's, which is what one request may have. A device may take one more, for data that begins
+    /// in the middle of a page, or many, if it takes more than it did when the vbd was made: a run of
+    /// those would leave too little room for what is behind it.
+    fn fits(&self, info: &DeviceInfo, sectors: u64, segments: u64) -> bool {
+        sectors <= u64::from(info.max_transfer_bytes / SECTOR_BYTES)
+            && segments <= info.max_segments.min(self.max_segments).into()
+    }
+
+    /// Whether a request of so many sectors and segments still fits into a run.
+    fn has_room(&self, info: &DeviceInfo, run: &Run, sectors: u64, segments: u16) -> bool {
+        let segments = u64::from(run.nr_segments) + u64::from(segments);
+        self.fits(info, run.sectors + sectors, segments)
+    }
+
     /// Puts a request into the run, or begins one with it. `false`: it does not fit there.
     pub(super) fn join(&mut self, info: &DeviceInfo, taken: &Taken) -> bool {
         let (first, end) = match &self.run {
-            None if fits(info, taken.sectors, taken.nr_segments.into()) => (0, taken.nr_segments),
+            None if self.fits(info, taken.sectors, taken.nr_segments.into()) => {
+                (0, taken.nr_segments)
+            }
             Some(run)
-                if run.is_before(taken) && run.has_room(info, taken.sectors, taken.nr_segments) =>
+                if run.is_before(taken)
+                    && self.has_room(info, run, taken.sectors, taken.nr_segments) =>
             {
                 // With the run's last piece, which it has to go on from.
                 (run.nr_segments - 1, run.nr_segments + taken.nr_segments)
@@ -127,7 +135,7 @@ impl Queue {
             let segments = run.last_segments;
             usize::from(segments) >= MAX_SEGMENTS_PER_REQUEST
                 && segments >= self.largest
-                && run.has_room(info, run.last_sectors, segments)
+                && self.has_room(info, &run, run.last_sectors, segments)
         })
     }
 

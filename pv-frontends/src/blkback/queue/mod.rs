@@ -83,7 +83,7 @@ pub(super) struct Queue {
     in_flight: u16,
     grants: Pool,
     /// Those of `run`, behind them those of `current`; at the end those of a request that goes
-    /// alone.
+    /// alone. There is room for `max_segments` of each, and none has more.
     segments: Box<[Segment]>,
     max_segments: u16,
     run: Option<Run>,

@@ -116,6 +116,62 @@ fn never_more_than_the_device_takes() {
     assert!(front.responses(&mut w).iter().all(|done| done.status == 0));
 }
 
+/// A device that came to take more than the vbd has memory for.
+#[test]
+fn never_more_than_there_is_room_for() {
+    let (mut w, mut front) = with_limits(large());
+    (w.vbd.device().state().info.max_transfer_bytes, w.vbd.device().state().info.max_segments) =
+        (1 << 20, 257);
+    row(&mut w, &mut front, BlkifOp::WRITE, 0, &[16, 16, 32, 30, 2, 32]);
+    front.flush(&w);
+    let pages: Vec<_> = log(&w).iter().map(|(_, _, pages)| *pages).collect();
+    assert_eq!(pages, [32, 32, 32, 32]);
+    w.drain();
+    assert!(front.responses(&mut w).iter().all(|done| done.status == 0));
+}
+
+/// Two neighbours that begin in the middle of a page: 32 pages' bytes in 33 pieces.
+fn mid_page(w: &mut World, front: &mut Front, sector: u64, byte: u8) {
+    let mut pieces: Vec<Piece> = (0..33).map(|_| whole(w)).collect();
+    for (index, piece) in pieces.iter().enumerate() {
+        set_page_bytes(&w.machine.plat, piece.page, 0, &[byte + index as u8; 4096]);
+    }
+    (pieces[0].first, pieces[32].last) = (4, 3);
+    front.transfer(w, BlkifOp::WRITE, sector, &pieces[..32], true);
+    front.transfer(w, BlkifOp::WRITE, sector + 252, &pieces[32..], false);
+}
+
+/// While the largest request waits behind the largest run, what goes alone leaves its pages alone.
+#[test]
+fn the_largest_of_all_kinds_at_once() {
+    let (mut w, mut front) = with_limits(large());
+    w.vbd.device().state().room = 1;
+    w.vbd.device().state().fail = [IoError::Io].into();
+    mid_page(&mut w, &mut front, 0, 1);
+    front.flush(&w);
+    mid_page(&mut w, &mut front, 1024, 40);
+    row(&mut w, &mut front, BlkifOp::WRITE, 2048, &[32]);
+    front.flush(&w);
+    assert_eq!(log(&w).len(), 1, "no more than there is room for");
+    // The first, whatever it is, fails while the others wait.
+    w.complete(0);
+    w.settle();
+    w.drain();
+    let done = front.responses(&mut w);
+    let good: Vec<_> = done.iter().filter(|done| done.status == 0).collect();
+    assert!(good.len() >= 4);
+    let data = w.vbd.device().state().data.clone();
+    for done in good {
+        let mut at = done.shadow.sector as usize * 512;
+        for piece in &done.shadow.pieces {
+            let bytes = usize::from(piece.first) * 512..usize::from(piece.last + 1) * 512;
+            let written = &data[at..at + bytes.len()];
+            assert!(written == &page_bytes(&w.machine.plat, piece.page)[bytes], "{at}");
+            at += written.len();
+        }
+    }
+}
+
 /// The device fails the whole; each request is asked for again alone, and gets its own answer.
 #[test]
 fn an_error_is_its_owners() {

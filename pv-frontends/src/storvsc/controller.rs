@@ -16,6 +16,7 @@ use super::driver::Sink;
 use super::machine::{Found, Machine, Send};
 use super::queue::{Owner, Queue};
 use super::result::{Answer, Outcome, asks_for_scan, moves_blocks};
+use super::scan::Seen;
 use super::unit::{Request, Unit};
 use crate::blkback::{Io, IoError, IoResult, Submitted, Tag};
 use crate::vmbus::{
@@ -27,6 +28,8 @@ use crate::vmbus::{
 const BUDGET: u32 = 64;
 /// Until a packet of the controller's own that found no room is tried again.
 const RETRY_NS: u64 = 10_000_000;
+/// Until the next scan where one has left a known unit in doubt.
+const RESCAN_NS: u64 = 10_000_000_000;
 
 /// A controller.
 #[derive(Debug)]
@@ -355,8 +358,12 @@ impl Controller {
         if self.scanned.swap(false, Ordering::AcqRel) {
             let found = self.machine.lock().take_found();
             // None where the channel was closed since.
-            if let Some(found) = found {
-                self.compare(sink, &found);
+            if let Some(found) = found
+                && self.compare(sink, &found)
+            {
+                let at_ns = bus.hypervisor().now_ns().saturating_add(RESCAN_NS);
+                self.machine.lock().rescan_at(at_ns);
+                bus.poll_at(at_ns);
             }
         }
         self.converse(bus);
@@ -383,20 +390,34 @@ impl Controller {
         queue.commit(bus);
     }
 
-    /// Compares what a scan found with what is known.
-    fn compare<S: Sink>(self: &Arc<Self>, sink: &S, found: &[Found]) {
+    /// Compares what a scan found with what is known. `true`: of a unit it could not be told
+    /// whether it is still there, and the same.
+    fn compare<S: Sink>(self: &Arc<Self>, sink: &S, found: &[Found]) -> bool {
         let known = self.units.read().clone();
+        let mut in_doubt = false;
         for unit in &known {
             let at = found.iter().find(|(address, _)| *address == unit.address());
-            match at.and_then(|(_, info)| *info) {
-                // Another disk in the same place is another disk.
-                Some(info) if info.identifier == unit.info().identifier => {
-                    if info != unit.info() {
-                        unit.set_info(info);
-                        sink.changed(unit);
-                    }
+            let old = unit.info();
+            let new = match at {
+                None | Some((_, Seen::Nothing)) => None,
+                // A disk that does not answer for a while is no less there.
+                Some((_, Seen::Unknown)) => {
+                    in_doubt = true;
+                    Some(old)
                 }
-                _ => {
+                Some((_, Seen::Unit(new))) => {
+                    in_doubt |= old.is_identified && !new.is_identified;
+                    old.updated(*new)
+                }
+            };
+            match new {
+                Some(new) if new == old => {}
+                Some(new) => {
+                    unit.set_info(new);
+                    sink.changed(unit);
+                }
+                // Another disk in the same place is another disk.
+                None => {
                     unit.set_gone();
                     self.units.write().retain(|other| !Arc::ptr_eq(other, unit));
                     self.leaving.lock().push(Arc::clone(unit));
@@ -404,8 +425,8 @@ impl Controller {
             }
         }
         self.take_leave(sink);
-        for (address, info) in found {
-            let Some(info) = info else { continue };
+        for (address, seen) in found {
+            let Seen::Unit(info) = seen else { continue };
             if self.units.read().iter().any(|unit| unit.address() == *address) {
                 continue;
             }
@@ -413,6 +434,7 @@ impl Controller {
             self.units.write().push(Arc::clone(&unit));
             sink.added(&unit);
         }
+        in_doubt
     }
 
     /// Looks after requests that take long. When to look again.
@@ -421,8 +443,8 @@ impl Controller {
         bus: &VmBus<H>,
         sink: &S,
     ) -> Option<u64> {
-        let (mut late, mut next): (usize, Option<u64>) = (0, None);
-        let mut nr = 0;
+        let mut next = self.machine.lock().look(bus.hypervisor().now_ns());
+        let (mut late, mut nr) = (0, 0);
         while let Some(queue) = { self.queues.read().get(nr).cloned() } {
             let overdue = queue.look(bus, self.version());
             late += overdue.late;

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use hv_abi::PAGE_SIZE;
+use hv_abi::scsi::LunListHeader;
 use hv_abi::storvsc::{
     ChannelProperties, NtStatus, Operation, ProtocolVersion, ScsiRequest, Version,
 };
@@ -15,13 +16,13 @@ use zerocopy::FromZeros;
 
 use super::command::{Cdb, Payload, control};
 use super::result::{Answer, Outcome};
-use super::scan::{Bounds, Next, Probe, luns};
-use super::unit::{UnitAddress, UnitInfo};
+use super::scan::{Bounds, Next, Probe, Seen, luns};
+use super::unit::UnitAddress;
 use crate::blkback::IoError;
 use crate::vmbus::Shared;
 
-/// Units probed one by one where the host has no list of them.
-const MAX_LUNS: u8 = 64;
+/// The last unit probed where the host gives no list of them.
+const LAST_LUN: u8 = 63;
 /// Versions proposed, newest first.
 const VERSIONS: [Version; 4] = Version::ALL;
 
@@ -53,7 +54,7 @@ pub(super) enum Send {
 }
 
 /// What a scan found at an address.
-pub(super) type Found = (UnitAddress, Option<UnitInfo>);
+pub(super) type Found = (UnitAddress, Seen);
 
 #[derive(Debug)]
 pub(super) struct Machine {
@@ -67,6 +68,8 @@ pub(super) struct Machine {
     /// The only unit of an IDE port.
     only: Option<UnitAddress>,
     page: Shared<PageWords>,
+    /// The last unit that may be there: [`LAST_LUN`], or beyond it the last there was in a list.
+    last_lun: u8,
     /// Addresses to probe.
     queue: VecDeque<UnitAddress>,
     probing: UnitAddress,
@@ -75,6 +78,8 @@ pub(super) struct Machine {
     is_untold: bool,
     /// Another scan follows this one.
     is_stale: bool,
+    /// When one follows that the host did not ask for.
+    scan_at_ns: Option<u64>,
 }
 
 impl Machine {
@@ -94,11 +99,13 @@ impl Machine {
             bounds,
             only,
             page,
+            last_lun: LAST_LUN,
             queue: VecDeque::new(),
             probing: UnitAddress { path: 0, target: 0, lun: 0 },
             found: Vec::new(),
             is_untold: false,
             is_stale: false,
+            scan_at_ns: None,
         }
     }
 
@@ -117,6 +124,7 @@ impl Machine {
         self.queue.clear();
         self.found.clear();
         self.is_untold = false;
+        self.scan_at_ns = None;
     }
 
     /// There will be no channel.
@@ -145,12 +153,27 @@ impl Machine {
         self.begin_scan();
     }
 
+    /// Another scan, at that time.
+    pub(super) fn rescan_at(&mut self, ns: u64) {
+        self.scan_at_ns = Some(ns);
+    }
+
+    /// Begins a scan that is due; when one will be.
+    pub(super) fn look(&mut self, now_ns: u64) -> Option<u64> {
+        if self.scan_at_ns.is_some_and(|ns| ns <= now_ns) {
+            self.scan_at_ns = None;
+            self.rescan();
+        }
+        self.scan_at_ns
+    }
+
     fn begin_scan(&mut self) {
         // What the last scan found is not thrown away: without it, all units would seem gone.
         if !matches!(self.step, Step::Idle) || !self.is_stale || self.is_untold {
             return;
         }
         self.is_stale = false;
+        self.scan_at_ns = None;
         self.found.clear();
         self.queue.clear();
         match self.only {
@@ -279,8 +302,8 @@ impl Machine {
                 let data = data.map(|bytes| self.copy(&mut copy, bytes));
                 match probe.answer(data, self.bounds()) {
                     Next::Command => self.step = Step::Probe(probe),
-                    Next::End(info) => {
-                        self.found.push((self.probing, info));
+                    Next::End(seen) => {
+                        self.found.push((self.probing, seen));
                         self.next_unit();
                     }
                 }
@@ -304,16 +327,17 @@ impl Machine {
     fn list_units(&mut self, data: Result<usize, IoError>) {
         let at = |lun| UnitAddress { path: 0, target: 0, lun };
         match data {
-            Ok(bytes) => {
+            Ok(bytes) if bytes >= size_of::<LunListHeader>() => {
                 let words = self.page.view.iter().take(bytes / 8);
                 let words = words.map(|word| word.load(Ordering::Relaxed).to_le_bytes());
                 for lun in luns(words) {
+                    self.last_lun = self.last_lun.max(lun);
                     if !self.queue.contains(&at(lun)) {
                         self.queue.push_back(at(lun));
                     }
                 }
             }
-            Err(_) => self.queue.extend((0..MAX_LUNS).map(at)),
+            Ok(_) | Err(_) => self.queue.extend((0..=self.last_lun).map(at)),
         }
     }
 

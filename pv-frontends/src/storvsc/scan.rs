@@ -32,7 +32,8 @@ pub(super) struct Probe {
     stage: Stage,
     is_cdrom: bool,
     removable: bool,
-    identifier: Identifier,
+    /// `None`: it did not say.
+    identifier: Option<Identifier>,
     limits: Option<BlockLimits>,
     rotates: Option<bool>,
     unmap: bool,
@@ -48,8 +49,19 @@ pub(super) struct Probe {
 pub(super) enum Next {
     /// Another command.
     Command,
-    /// Nothing more: this is what it is; `None`: nothing of use.
-    End(Option<UnitInfo>),
+    /// Nothing more: this is what it is.
+    End(Seen),
+}
+
+/// What is at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// A disk or a CD drive.
+    Unit(UnitInfo),
+    /// Nothing of use.
+    Nothing,
+    /// The commands failed that would have told.
+    Unknown,
 }
 
 /// What the transport allows.
@@ -69,7 +81,7 @@ impl Probe {
             stage: Stage::Inquiry,
             is_cdrom: false,
             removable: false,
-            identifier: Identifier::NONE,
+            identifier: None,
             limits: None,
             rotates: None,
             unmap: false,
@@ -108,25 +120,22 @@ impl Probe {
     /// Takes the answer.
     pub(super) fn answer(&mut self, data: Result<&[u8], IoError>, bounds: Bounds) -> Next {
         if data == Err(IoError::Removed) {
-            return Next::End(None);
+            return Next::End(Seen::Nothing);
         }
         let stage = self.stage;
         let data = data.ok();
         self.stage = match stage {
-            Stage::Inquiry => {
-                let known = data.is_some_and(|data| self.inquiry(data));
-                if !known {
-                    return Next::End(None);
-                }
-                Stage::Ready
-            }
+            Stage::Inquiry => match data.and_then(|data| self.inquiry(data)) {
+                Some(true) => Stage::Ready,
+                Some(false) => return Next::End(Seen::Nothing),
+                None => return Next::End(Seen::Unknown),
+            },
             // Not ready: a drive without a medium, a disk that reports its capacity nevertheless.
             Stage::Ready if self.is_cdrom => Stage::Capacity10,
             Stage::Ready => Stage::Identification,
             Stage::Identification => {
-                if let Some(list) = data.and_then(|d| vpd(d, VpdPage::DEVICE_IDENTIFICATION)) {
-                    self.identifier = identifier(list);
-                }
+                let list = data.and_then(|d| vpd(d, VpdPage::DEVICE_IDENTIFICATION));
+                self.identifier = list.map(identifier);
                 Stage::Limits
             }
             Stage::Limits => {
@@ -154,10 +163,10 @@ impl Probe {
             Stage::Capacity10 => {
                 let known = data.is_some_and(|data| self.capacity10(data));
                 if !known && !self.is_cdrom {
-                    return Next::End(None);
+                    return Next::End(Seen::Unknown);
                 }
                 if self.is_cdrom {
-                    return Next::End(self.info(bounds));
+                    return Next::End(self.seen(bounds));
                 }
                 Stage::Mode
             }
@@ -165,17 +174,18 @@ impl Probe {
                 if let Some(data) = data {
                     self.mode(data);
                 }
-                return Next::End(self.info(bounds));
+                return Next::End(self.seen(bounds));
             }
         };
         Next::Command
     }
 
-    fn inquiry(&mut self, data: &[u8]) -> bool {
-        let [kind, removable, ..] = data else { return false };
+    /// Whether it is a disk or a CD drive.
+    fn inquiry(&mut self, data: &[u8]) -> Option<bool> {
+        let [kind, removable, ..] = data else { return None };
         self.is_cdrom = *kind == DeviceType::CD_DVD.0;
         self.removable = removable & InquiryData::REMOVABLE != 0;
-        self.is_cdrom || *kind == DeviceType::DISK.0
+        Some(self.is_cdrom || *kind == DeviceType::DISK.0)
     }
 
     fn capacity16(&mut self, data: &[u8]) -> bool {
@@ -186,7 +196,9 @@ impl Probe {
 
     fn capacity10(&mut self, data: &[u8]) -> bool {
         let Ok((capacity, _)) = Capacity10::read_from_prefix(data) else { return false };
-        self.capacity(u64::from(capacity.last_lba.get()), capacity.block_bytes.get())
+        // More than it can say (SBC-3): what was asked first would have told.
+        let is_known = capacity.last_lba.get() != u32::MAX;
+        is_known && self.capacity(u64::from(capacity.last_lba.get()), capacity.block_bytes.get())
     }
 
     fn capacity(&mut self, last: u64, block_bytes: u32) -> bool {
@@ -204,6 +216,10 @@ impl Probe {
         {
             self.write_cache = flags & CachingPage::WRITE_CACHE != 0;
         }
+    }
+
+    fn seen(&self, bounds: Bounds) -> Seen {
+        self.info(bounds).map_or(Seen::Nothing, Seen::Unit)
     }
 
     /// All that was found; `None` where the numbers make no sense.
@@ -232,7 +248,8 @@ impl Probe {
         };
         device.is_sane().then_some(UnitInfo {
             device,
-            identifier: self.identifier,
+            identifier: self.identifier.unwrap_or(Identifier::NONE),
+            is_identified: self.identifier.is_some(),
             rotates: self.rotates,
         })
     }

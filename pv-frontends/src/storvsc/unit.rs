@@ -61,8 +61,25 @@ pub struct UnitInfo {
     pub device: DeviceInfo,
     /// Its name for good.
     pub identifier: Identifier,
+    /// The page with its names was answered; where it was not, [`Self::identifier`] is none.
+    pub(super) is_identified: bool,
     /// It turns; `None` where it does not say.
     pub rotates: Option<bool>,
+}
+
+impl UnitInfo {
+    /// What is known after a scan that found `new` in the same place; `None`: that is another disk.
+    pub(super) fn updated(&self, new: Self) -> Option<Self> {
+        if self.device.cdrom != new.device.cdrom {
+            return None;
+        }
+        let Self { identifier, is_identified, .. } = *self;
+        match (is_identified, new.is_identified) {
+            (_, false) => Some(Self { identifier, is_identified, ..new }),
+            (false, true) => (self.device.sectors == new.device.sectors).then_some(new),
+            (true, true) => (identifier == new.identifier).then_some(new),
+        }
+    }
 }
 
 /// A logical unit.

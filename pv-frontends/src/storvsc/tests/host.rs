@@ -93,6 +93,8 @@ pub(super) struct Host {
     pub max_sub_channels: u16,
     pub refuse_sub_channels: bool,
     pub deaf_to_resets: bool,
+    /// Commands that fail, by their byte 2, too: INQUIRY's page.
+    pub failing: Vec<(Opcode, u8)>,
     /// The next answer to this command and an ENUMERATE_BUS behind it come with one signal.
     pub enumerate_behind: Option<Opcode>,
     is_silent: bool,
@@ -119,6 +121,7 @@ impl Host {
             max_sub_channels: 0,
             refuse_sub_channels: false,
             deaf_to_resets: false,
+            failing: Vec::new(),
             enumerate_behind: None,
             is_silent: false,
             operations: Vec::new(),
@@ -359,6 +362,11 @@ impl Host {
         let cdb: [u8; 16] = body[16..32].try_into().expect("a command");
         let opcode = Opcode(cdb[0]);
         self.commands.push(opcode);
+        if self.failing.contains(&(opcode, cdb[2])) {
+            const RESERVATION_CONFLICT: ScsiStatus = ScsiStatus(0x18);
+            let srb = SrbStatus::ERROR;
+            return self.answer_srb(bus, &request, srb, RESERVATION_CONFLICT, 0, None);
+        }
         if opcode == Opcode::REPORT_LUNS {
             if self.no_report_luns {
                 let code = AdditionalSense::INVALID_COMMAND_OPERATION_CODE;

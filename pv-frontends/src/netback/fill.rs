@@ -131,8 +131,8 @@ pub(super) fn ip_of(packet: &RxPacket<'_>) -> Option<Ip> {
 }
 
 /// The checksum of a packet that was left to be done, where the frontend does not do it (by
-/// version of IP): its place in the packet as the host gave it, and its value. `None` where there is
-/// nothing to do, or no telling what.
+/// version of IP; Linux' drops it where a VLAN tag is in front of that): its place in the packet as
+/// the host gave it, and its value. `None` where there is nothing to do, or no telling what.
 pub(super) fn make_csum(
     packet: &RxPacket<'_>,
     frontend_does: impl Fn(Ip) -> bool,
@@ -144,7 +144,8 @@ pub(super) fn make_csum(
     let count = packet.copy(0, &mut bytes);
     let found = Headers::parse(bytes.get(..count)?)?;
     let transport: Transport = found.transport?;
-    if frontend_does(found.ip) {
+    let is_tagged = packet.vlan.is_some() || u32::from(found.l3) != ETHERNET_HEADER_BYTES;
+    if frontend_does(found.ip) && !is_tagged {
         return None;
     }
     let at = found.csum_at()?;

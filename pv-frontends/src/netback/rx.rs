@@ -263,7 +263,9 @@ impl RxQueue {
     fn deliver<P: Platform>(&mut self, env: &Env<'_, P>, packet: &RxPacket<'_>, wanted: &Wanted) {
         let csum = make_csum(packet, |ip| self.config.csum(ip));
         let mut flags = match packet.csum {
-            RxCsum::Partial if csum.is_none() => rxf::CSUM_BLANK | rxf::DATA_VALIDATED,
+            RxCsum::Partial if csum.is_none() && packet.vlan.is_none() => {
+                rxf::CSUM_BLANK | rxf::DATA_VALIDATED
+            }
             RxCsum::Partial | RxCsum::Validated => rxf::DATA_VALIDATED,
             RxCsum::Unchecked | RxCsum::Wrong => 0,
         };
@@ -393,7 +395,10 @@ fn wanted(
         extras: ArrayVec::new(),
         data_slots,
     };
-    if let Some(gso) = packet.gso {
+    // Linux' frontend looks for IP behind the Ethernet header of what it is to cut up or to sum up,
+    // and drops it where that is a tag. What it gets instead, a frame longer than its MTU whose
+    // data is right, it takes.
+    if let Some(gso) = packet.gso.filter(|_| packet.vlan.is_none()) {
         let (form, type_) = match ip_of(packet)? {
             Ip::V4 => (config.gso_v4, GsoType::TCPV4),
             Ip::V6 => (config.gso_v6, GsoType::TCPV6),

@@ -166,6 +166,17 @@ pub struct Got {
     pub failed: bool,
 }
 
+impl Got {
+    /// What is to be cut up or summed up has IP behind its Ethernet header (`skb_checksum_setup`).
+    fn check_offloads(&self) {
+        let is_work = self.gso.is_some() || self.prefix.is_some();
+        if !self.failed && (is_work || self.flags & rxf::CSUM_BLANK != 0) {
+            let kind = self.bytes.get(12..14);
+            assert!(matches!(kind, Some([8, 0] | [0x86, 0xdd])), "{kind:?}: dropped");
+        }
+    }
+}
+
 /// A page for what is received.
 #[derive(Clone, Copy, Debug)]
 struct Buffer {
@@ -429,6 +440,7 @@ impl Front {
                 got.slots += 1;
             }
             assert!(got.slots <= NR_SLOTS_MIN, "too many slots");
+            got.check_offloads();
             all.push(got);
         }
         all

@@ -14,7 +14,7 @@ use spin::{Mutex, RwLock};
 use super::command::control;
 use super::driver::Sink;
 use super::machine::{Found, Machine, Send};
-use super::queue::{Owner, Queue};
+use super::queue::{Owner, Queue, TIMEOUT_NS};
 use super::result::{Answer, Outcome, asks_for_scan, moves_blocks};
 use super::scan::Seen;
 use super::unit::{Request, Unit};
@@ -30,6 +30,8 @@ const BUDGET: u32 = 64;
 const RETRY_NS: u64 = 10_000_000;
 /// Until the next scan where one has left a known unit in doubt.
 const RESCAN_NS: u64 = 10_000_000_000;
+/// No time.
+const NEVER: u64 = u64::MAX;
 
 /// A controller.
 #[derive(Debug)]
@@ -49,8 +51,8 @@ pub(super) struct Controller {
     /// Units that are gone though the host has requests of theirs: until it answers, or lets the
     /// channel go, it may read and write their pages.
     leaving: Mutex<Vec<Arc<Unit>>>,
-    /// 1: a reset was sent for late requests; 2: the channel is being closed for them.
-    escalation: AtomicU8,
+    /// When the bus was reset for the requests that are late now; [`NEVER`]: it was not.
+    reset_at_ns: AtomicU64,
     /// The primary channel is gone for good; the controller goes with the last of the others.
     pub gone: AtomicBool,
     /// How often the channel was opened again.
@@ -78,7 +80,7 @@ impl Controller {
             strayed: AtomicBool::new(false),
             units: RwLock::new(Vec::new()),
             leaving: Mutex::new(Vec::new()),
-            escalation: AtomicU8::new(0),
+            reset_at_ns: AtomicU64::new(NEVER),
             gone: AtomicBool::new(false),
             reopened: AtomicU8::new(0),
             bogus: AtomicU64::new(0),
@@ -128,7 +130,7 @@ impl Controller {
         if id == self.offer.channel_id {
             self.ready.store(false, Ordering::Release);
             self.machine.lock().stop();
-            self.escalation.store(0, Ordering::Relaxed);
+            self.reset_at_ns.store(NEVER, Ordering::Relaxed);
         }
         let Some(queue) = queue else { return };
         for owner in queue.drain() {
@@ -333,7 +335,8 @@ impl Controller {
                 self.version.store(machine.version.0, Ordering::Relaxed);
                 self.ready.store(machine.is_ready(), Ordering::Release);
             }
-            Owner::Reset => self.escalation.store(0, Ordering::Relaxed),
+            // What it was sent for is answered each by itself, or late again.
+            Owner::Reset => {}
             Owner::Own => {
                 if self.machine.lock().on_command(outcome) {
                     self.scanned.store(true, Ordering::Release);
@@ -443,33 +446,45 @@ impl Controller {
         bus: &VmBus<H>,
         sink: &S,
     ) -> Option<u64> {
-        let mut next = self.machine.lock().look(bus.hypervisor().now_ns());
-        let (mut late, mut nr) = (0, 0);
+        let now = bus.hypervisor().now_ns();
+        let mut next = self.machine.lock().look(now);
+        let (mut late, mut were_late, mut nr) = (0, false, 0);
         while let Some(queue) = { self.queues.read().get(nr).cloned() } {
-            let overdue = queue.look(bus, self.version());
+            let overdue = queue.look(bus, self.version(), now);
             late += overdue.late;
+            were_late |= overdue.were_late;
             next = next.into_iter().chain(overdue.next_ns).min();
             nr += 1;
         }
+        if !were_late {
+            self.reset_at_ns.store(NEVER, Ordering::Relaxed);
+        }
         if late > 0 {
-            self.escalate(bus, late);
+            self.escalate(bus, late, now);
         }
         self.go_on(bus, sink);
         next
     }
 
     /// Requests are late. The pages in them stay the host's until it answers or lets the channel
-    /// go: first ask it to give up on all requests, then close the channel.
-    fn escalate<H: Hypervisor>(&self, bus: &VmBus<H>, late: usize) {
-        let level = self.escalation.fetch_add(1, Ordering::Relaxed);
-        bus.hypervisor().log(format_args!(
-            "storvsc {}: {late} requests are late{}",
-            self.instance(),
-            if level == 0 { ", resetting the bus" } else { ", closing the channel" },
-        ));
-        if level == 0
-            && let Some(queue) = self.primary()
-        {
+    /// go: first ask it to give up on all requests; if some are late after as long again, close the
+    /// channel.
+    fn escalate<H: Hypervisor>(&self, bus: &VmBus<H>, late: usize, now: u64) {
+        let reset_at = self.reset_at_ns.load(Ordering::Relaxed);
+        let is_first = reset_at == NEVER;
+        let closes = !is_first && now.saturating_sub(reset_at) >= TIMEOUT_NS;
+        let what = match (is_first, closes) {
+            (true, _) => ", resetting the bus",
+            (_, true) => ", closing the channel",
+            _ => "",
+        };
+        let instance = self.instance();
+        bus.hypervisor().log(format_args!("storvsc {instance}: {late} requests are late{what}"));
+        if !is_first && !closes {
+            return;
+        }
+        if is_first && let Some(queue) = self.primary() {
+            self.reset_at_ns.store(now, Ordering::Relaxed);
             let reset = control(Operation::RESET_BUS, &());
             if queue.submit_control(bus, Owner::Reset, &reset).is_ok() {
                 queue.commit(bus);

@@ -24,7 +24,7 @@ pub(super) const UNMAP_BYTES: usize = size_of::<UnmapHeader>() + size_of::<Unmap
 /// Room for it in a page; no range crosses a page.
 const UNMAP_ROOM: usize = 32;
 /// How long a request may take.
-const TIMEOUT_NS: u64 = 180_000_000_000;
+pub(super) const TIMEOUT_NS: u64 = 180_000_000_000;
 /// Until a request the device was too busy for is sent again.
 const BUSY_WAIT_NS: u64 = 10_000_000;
 /// How often a request is sent in all.
@@ -88,6 +88,8 @@ struct Pending {
     tries: u8,
     /// Waits to be sent again; the host does not have it.
     is_waiting: bool,
+    /// It was late before.
+    is_late: bool,
     /// When it is late, or is to be sent again.
     at_ns: u64,
 }
@@ -116,8 +118,10 @@ pub(super) struct Ended {
 /// What is to be done about requests that take long.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Overdue {
-    /// Requests that are late for the first time since the last look.
+    /// Requests that are late, and as late again, since the last look.
     pub late: usize,
+    /// The host has requests that were late at an earlier look.
+    pub were_late: bool,
     /// When to look again.
     pub next_ns: Option<u64>,
 }
@@ -208,6 +212,7 @@ impl Queue {
             range,
             tries: 0,
             is_waiting: false,
+            is_late: false,
             at_ns: 0,
         };
         self.start(bus, version, &mut slots, nr, pending)
@@ -238,6 +243,7 @@ impl Queue {
             range,
             tries: 0,
             is_waiting: false,
+            is_late: false,
             at_ns: 0,
         };
         self.start(bus, version, &mut slots, nr, pending)
@@ -264,6 +270,7 @@ impl Queue {
             range: Range::default(),
             tries: MAX_TRIES,
             is_waiting: false,
+            is_late: false,
             at_ns,
         };
         occupy(&mut slots, nr, generation, pending);
@@ -308,7 +315,7 @@ impl Queue {
         };
         self.write(bus, transaction(nr, generation), external, &payload)?;
         pending.tries += 1;
-        pending.is_waiting = false;
+        (pending.is_waiting, pending.is_late) = (false, false);
         pending.at_ns = bus.hypervisor().now_ns().saturating_add(TIMEOUT_NS);
         bus.deadline_at(pending.at_ns);
         Ok(())
@@ -394,8 +401,12 @@ impl Queue {
     }
 
     /// Sends what waits for that, and looks for requests that are late.
-    pub(super) fn look<H: Hypervisor>(&self, bus: &VmBus<H>, version: Version) -> Overdue {
-        let now = bus.hypervisor().now_ns();
+    pub(super) fn look<H: Hypervisor>(
+        &self,
+        bus: &VmBus<H>,
+        version: Version,
+        now: u64,
+    ) -> Overdue {
         let mut slots = self.slots.lock();
         let mut overdue = Overdue::default();
         for nr in 0..slots.slots.len() as u16 {
@@ -403,6 +414,7 @@ impl Queue {
             let Some(mut pending) = slots.slots.get_mut(at).and_then(|s| s.pending.take()) else {
                 continue;
             };
+            overdue.were_late |= pending.is_late;
             if pending.at_ns <= now {
                 if pending.is_waiting {
                     let generation = next_generation(&slots, nr);
@@ -416,6 +428,7 @@ impl Queue {
                     }
                 } else {
                     overdue.late += 1;
+                    pending.is_late = true;
                     pending.at_ns = now.saturating_add(TIMEOUT_NS);
                 }
             }

@@ -57,6 +57,9 @@ pub(super) enum Outcome {
     Failed(IoError),
 }
 
+/// The bus was reset while the device had it (`SRB_STATUS_BUS_RESET` of Windows' `srb.h`).
+const BUS_RESET: SrbStatus = SrbStatus(0x0e);
+
 fn outcome(status: NtStatus, request: &ScsiRequest, wanted: u32) -> Outcome {
     let moved = request.data_length.min(wanted);
     let srb = request.srb_status;
@@ -81,8 +84,8 @@ fn outcome(status: NtStatus, request: &ScsiRequest, wanted: u32) -> Outcome {
         return by_sense(&sense, moved);
     }
     match srb.code() {
-        // The host gave up on it for reasons of its own.
-        SrbStatus::ABORTED => Outcome::Busy,
+        // The host gave up on it for reasons of its own, or for a RESET_BUS.
+        SrbStatus::ABORTED | SrbStatus::TIMEOUT | BUS_RESET => Outcome::Busy,
         SrbStatus::INVALID_REQUEST => Outcome::Failed(IoError::Unsupported),
         _ => Outcome::Failed(IoError::Io),
     }
@@ -151,7 +154,9 @@ mod tests {
         assert_eq!(judge(0x05, good, None), Outcome::Busy);
         assert_eq!(judge(0x04, ScsiStatus::TASK_SET_FULL, None), Outcome::Busy);
         assert_eq!(judge(0x04, good, None), failed(IoError::Io));
-        assert_eq!(judge(0x02, good, None), Outcome::Busy);
+        for aborted in [0x02, 0x09, 0x0e] {
+            assert_eq!(judge(aborted, good, None), Outcome::Busy);
+        }
         assert_eq!(judge(0x00, good, None), failed(IoError::Io), "not answered at all");
         assert_eq!(judge(0x06, good, None), failed(IoError::Unsupported));
         let sense = |key, code| judge(0x84, check, Some((key, code)));

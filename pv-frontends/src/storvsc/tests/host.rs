@@ -93,6 +93,8 @@ pub(super) struct Host {
     pub max_sub_channels: u16,
     pub refuse_sub_channels: bool,
     pub deaf_to_resets: bool,
+    /// A reset is answered, the requests it is for are not.
+    pub resets_nothing: bool,
     /// Commands that fail, by their byte 2, too: INQUIRY's page.
     pub failing: Vec<(Opcode, u8)>,
     /// The next answer to this command and an ENUMERATE_BUS behind it come with one signal.
@@ -121,6 +123,7 @@ impl Host {
             max_sub_channels: 0,
             refuse_sub_channels: false,
             deaf_to_resets: false,
+            resets_nothing: false,
             failing: Vec::new(),
             enumerate_behind: None,
             is_silent: false,
@@ -137,7 +140,7 @@ impl Host {
     pub(super) fn reset(&mut self) {
         self.operations.clear();
         self.kept.clear();
-        self.deaf_to_resets = false;
+        (self.deaf_to_resets, self.resets_nothing) = (false, false);
     }
 
     /// Works until nothing is left to do.
@@ -235,19 +238,23 @@ impl Host {
                     self.server.announce(bus, id);
                 }
             }
+            Operation::RESET_BUS if self.resets_nothing => {}
             Operation::RESET_BUS => {
                 if self.deaf_to_resets {
                     return;
                 }
-                let kept = core::mem::take(&mut self.kept);
-                for request in kept {
-                    let srb = SrbStatus::ABORTED;
-                    self.answer_srb(bus, &request, srb, ScsiStatus::GOOD, 0, None);
-                }
+                self.answer_kept(bus);
             }
             other => panic!("{other:?}"),
         }
         self.complete(bus, request.channel, request.id, status, &answer);
+    }
+
+    /// Gives up on the requests it has kept.
+    pub(super) fn answer_kept(&mut self, bus: &VmBus<Fake>) {
+        for request in core::mem::take(&mut self.kept) {
+            self.answer_srb(bus, &request, SrbStatus::ABORTED, ScsiStatus::GOOD, 0, None);
+        }
     }
 
     fn complete(

@@ -2,6 +2,7 @@
 
 mod bench;
 mod host;
+mod patience;
 mod scans;
 
 use alloc::boxed::Box;

@@ -1,0 +1,85 @@
+//! Requests that take long, and devices that are busy.
+
+use super::SECOND;
+use super::bench::{Bench, segment};
+use super::host::Fault;
+use crate::blkback::{BlockDevice, Io, IoError, Operation as Op, Segment, Submitted, Tag};
+
+const BEGIN_INITIALIZATION: u32 = 7;
+const RESET_BUS: u32 = 6;
+
+/// Submits a request that the host does not answer.
+fn keep(bench: &mut Bench, tag: u64, segments: &[Segment]) {
+    bench.host.faults.push_back(Fault::Keep);
+    submit(bench, tag, segments);
+}
+
+fn submit(bench: &mut Bench, tag: u64, segments: &[Segment]) {
+    let io = Io { operation: Op::Read, sector: 0, segments };
+    assert_eq!(bench.disk(0).submit(0, &io, Tag(tag)), Submitted::Accepted);
+    bench.disk(0).commit(0);
+    bench.run();
+}
+
+fn count(bench: &Bench, operation: u32) -> usize {
+    bench.host.operations.iter().filter(|other| **other == operation).count()
+}
+
+#[test]
+fn the_host_has_time_to_reset_the_bus() {
+    let mut bench = Bench::ready();
+    let segments = [segment(bench.page().0, 0, 512)];
+    bench.host.deaf_to_resets = true;
+    keep(&mut bench, 1, &segments);
+    bench.pass(SECOND);
+    keep(&mut bench, 2, &segments);
+    bench.pass(179 * SECOND);
+    assert_eq!(count(&bench, RESET_BUS), 1);
+    // The second is late, too.
+    for _ in 0..179 {
+        bench.pass(SECOND);
+    }
+    assert_eq!((count(&bench, RESET_BUS), count(&bench, BEGIN_INITIALIZATION)), (1, 1));
+    assert_eq!(bench.completed(), []);
+    bench.host.reset();
+    bench.pass(SECOND);
+    let failed = Err(IoError::Io);
+    assert_eq!(bench.completed(), [(1, failed), (2, failed)]);
+    assert_eq!(count(&bench, BEGIN_INITIALIZATION), 1, "opened again");
+    assert_eq!(bench.io(Op::Read, 0, &segments), Ok(()));
+}
+
+#[test]
+fn a_reset_that_does_not_help_is_followed_by_a_close() {
+    let mut bench = Bench::ready();
+    let segments = [segment(bench.page().0, 0, 512)];
+    bench.host.resets_nothing = true;
+    keep(&mut bench, 1, &segments);
+    bench.pass(181 * SECOND);
+    assert_eq!(count(&bench, RESET_BUS), 1);
+    bench.pass(170 * SECOND);
+    assert_eq!(bench.completed(), []);
+    bench.host.reset();
+    bench.pass(11 * SECOND);
+    assert_eq!(bench.completed(), [(1, Err(IoError::Io))]);
+    assert_eq!(bench.io(Op::Read, 0, &segments), Ok(()));
+}
+
+#[test]
+fn one_that_helped_does_not_count_against_later_requests() {
+    let mut bench = Bench::ready();
+    let segments = [segment(bench.page().0, 0, 512)];
+    for round in 1..=3 {
+        keep(&mut bench, round, &segments);
+        bench.pass(181 * SECOND);
+        assert_eq!(count(&bench, RESET_BUS), round as usize);
+        // Sent while the first is tried again.
+        keep(&mut bench, 10 + round, &segments);
+        bench.pass(SECOND);
+        assert_eq!(bench.completed(), [(round, Ok(()))]);
+        bench.host.answer_kept(&bench.bus);
+        bench.pass(5 * SECOND);
+        assert_eq!(bench.completed(), [(10 + round, Ok(()))]);
+    }
+    assert_eq!(count(&bench, BEGIN_INITIALIZATION), 1);
+}

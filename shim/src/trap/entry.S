@@ -253,13 +253,17 @@ stub_compat_common:
     call [rip + stub_percpu + {pc_user_syscall}]
     jmp [rip + stub_percpu + {pc_trap_exit}]
 
-# SYSENTER (Intel, 32-bit user code): no return address is recorded; RSP is the vCPU's stack.
+# SYSENTER (Intel, 32-bit user code): no return address is recorded; RSP is the vCPU's stack. Of the
+# flags it clears IF and VM alone: with NT the IRETQ at the end would fault, with DF Rust would copy
+# downwards.
 .balign 16
 .global stub_sysenter
 stub_sysenter:
     push {user_ss_flat}
     push 0
     pushfq
+    push 2
+    popfq
     push {user_cs32}
     push 0
     push -3                                 # CpuRegs::VECTOR_SYSENTER
@@ -267,6 +271,8 @@ stub_sysenter:
 
 # ---------------------------------------------------------------------------------------------
 # Exceptions and interrupts. The vCPU's PerCpu follows from RSP: its stacks lie in its area.
+# Gates leave DF as whoever was interrupted has it: each path clears it for Rust, and for its own
+# string instructions. IRETQ brings it back.
 
 .text
 
@@ -276,6 +282,7 @@ trap_page_fault:
     test byte ptr [rsp + 16], 3             # CS, above error code and RIP
     je trap_common
     SAVE_REGS
+    cld
     mov rdi, rsp
     mov rsi, rsp
     and rsi, -{percpu_stride}
@@ -290,6 +297,7 @@ trap_page_fault_iretq:
 
 trap_common:
     SAVE_REGS
+    cld
     mov rdi, rsp
     test byte ptr [rsp + {r_cs}], 3
     je trap_ring0
@@ -350,6 +358,7 @@ trap_ring0:
 .balign 64
 ist_common:
     SAVE_REGS
+    cld
     test byte ptr [rsp + {r_cs}], 3
     je ist_ring0
     mov rdx, rsp

@@ -383,6 +383,10 @@ global_asm!(
     "cmp esi, 3",
     "je 2f",
     "mov ebp, esp",
+    // With NT and DF: SYSENTER leaves them to the kernel.
+    "pushfd",
+    "or dword ptr [esp], 0x4400",
+    "popfd",
     "sysenter",
     "2: mov ebp, ecx",
     "syscall",

@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 use crate::fault::{self, catch, expect, expect_signal};
-use crate::harness::{Check, Outcome};
+use crate::harness::{Check, Outcome, must};
 use crate::memory::{PAGE, jump_to, map, read_at};
 use crate::{ensure, probe};
 
@@ -18,6 +18,7 @@ const BUS_ADRALN: i32 = 1;
 pub const CHECKS: &[Check] = &[
     ("divide_error", divide_error),
     ("invalid_opcode", invalid_opcode),
+    ("invalid_opcode_at_page_end", invalid_opcode_at_page_end),
     ("general_protection", general_protection),
     ("stack_fault", stack_fault),
     ("breakpoint", breakpoint),
@@ -26,6 +27,7 @@ pub const CHECKS: &[Check] = &[
     ("overflow", overflow),
     ("trap_flag", trap_flag),
     ("trap_flag_over_syscall", trap_flag_over_syscall),
+    ("direction_flag", direction_flag),
     ("alignment_check", alignment_check),
     ("x87_exception", x87_exception),
     ("page_fault_error_codes", page_fault_error_codes),
@@ -57,6 +59,25 @@ fn invalid_opcode() -> Outcome {
         let page = fault::code(bytes)?;
         expect_signal(&format!("{bytes:x?}"), unsafe { fault::call(page) }, libc::SIGILL)?;
     }
+    Ok(())
+}
+
+/// Xen, and the shim with it, look behind a UD2 for the forced-emulation prefix. That fault is the
+/// program's then, not its kernel's.
+fn invalid_opcode_at_page_end() -> Outcome {
+    catch()?;
+    let mut bytes = vec![0x90; PAGE + 1];
+    bytes[PAGE - 2..PAGE].copy_from_slice(&[0x0f, 0x0b]);
+    let page = fault::code(&bytes)?;
+    let behind = page.wrapping_add(PAGE);
+    must(unsafe { libc::munmap(behind.cast(), PAGE) }, "munmap")?;
+    let fault = unsafe { fault::call(page.wrapping_add(PAGE - 2)) };
+    let user = 4;
+    let at_behind = |f: fault::Fault| {
+        (f.signal, f.trap, f.error & user, f.address)
+            == (libc::SIGSEGV, 14, user, behind.expose_provenance() as u64)
+    };
+    ensure!(fault.is_some_and(|f| f.signal == libc::SIGILL || at_behind(f)), "{fault:x?}");
     Ok(())
 }
 
@@ -149,6 +170,28 @@ fn trap_flag_over_syscall() -> Outcome {
         let found = fault.map_or(0, |f| f.rip.wrapping_sub(behind));
         ensure!(found <= 1, "{fault:x?}, instruction behind at {behind:x}");
         expect("trap flag over syscall", fault, libc::SIGTRAP, TRAP_TRACE)?;
+    }
+    Ok(())
+}
+
+/// Each way into the kernel, and below it, with strings going downwards.
+fn direction_flag() -> Outcome {
+    catch()?;
+    for _ in 0..100 {
+        let fault =
+            unsafe { probe!("pushfq", "or qword ptr [rsp], 0x500", "popfq", "nop", "nop", "nop") };
+        expect("trap flag", fault, libc::SIGTRAP, TRAP_TRACE)?;
+        expect("ud2", unsafe { probe!("std", "ud2") }, libc::SIGILL, ILL_ILLOPN)?;
+        let fault = unsafe { probe!("std", "mov al, [rcx]"; in("rcx") 8, out("rax") _) };
+        expect_signal("read", fault, libc::SIGSEGV)?;
+        let fault = unsafe { probe!("std", "hlt") };
+        expect_signal("hlt", fault, libc::SIGSEGV)?;
+    }
+    let start = std::time::Instant::now();
+    while start.elapsed().as_millis() < 300 {
+        unsafe {
+            asm!("std", "4: dec ecx", "jnz 4b", "cld", inout("ecx") 2_000_000 => _);
+        }
     }
     Ok(())
 }

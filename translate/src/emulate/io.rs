@@ -182,7 +182,7 @@ pub(super) fn string<P: Platform>(
         regs.rcx = (regs.rcx & mask) - done;
     }
     if let Some(at) = fault {
-        return page_fault(cx, at, if insn.op == Op::Ins { PF_WRITE } else { 0 });
+        return page_fault(cx, regs, at, if insn.op == Op::Ins { PF_WRITE } else { 0 });
     }
     let len = if done == wanted { insn.len } else { 0 };
     if hit == 0 && done < wanted { Emulation::Done } else { retire_with(cx, regs, len, hit) }

@@ -32,6 +32,8 @@ mod tests;
 /// Error-code bits of #GP: raised by an external event; by an IDT entry (INT n).
 const EC_EXTERNAL: u32 = 1;
 const EC_IDT: u32 = 2;
+/// Page-fault error code: a program's access.
+const PF_USER: u32 = 4;
 /// Opcode of INT n.
 const INT_N: u8 = 0xcd;
 /// CR4.DE: I/O breakpoints are on.
@@ -89,7 +91,7 @@ pub fn general_protection<P: Platform>(
     if user && !user_io_possible(cx, regs) {
         return GP0;
     }
-    let insn = match fetch(cx, regs.rip) {
+    let insn = match fetch(cx, regs) {
         Ok(insn) => insn,
         Err(emulation) => return emulation,
     };
@@ -192,33 +194,41 @@ fn user_io_possible<P: Platform>(cx: &Ctx<'_, P>, regs: &CpuRegs) -> bool {
 
 /// Reads and decodes the instruction at `rip`.
 #[inline]
-fn fetch<P: Platform>(cx: &Ctx<'_, P>, rip: u64) -> Result<Insn, Emulation> {
+fn fetch<P: Platform>(cx: &Ctx<'_, P>, regs: &CpuRegs) -> Result<Insn, Emulation> {
     let mut bytes = [0; MAX_BYTES];
-    if cx.plat.copy_from_guest(&mut bytes, GuestVa(rip)).is_ok() {
+    if cx.plat.copy_from_guest(&mut bytes, GuestVa(regs.rip)).is_ok() {
         return decode::decode(&bytes).map_err(|_| GP0);
     }
-    fetch_at_page_end(cx, rip)
+    fetch_at_page_end(cx, regs)
 }
 
 /// The page behind the instruction's is not there, or its own is not.
 #[cold]
-fn fetch_at_page_end<P: Platform>(cx: &Ctx<'_, P>, rip: u64) -> Result<Insn, Emulation> {
+fn fetch_at_page_end<P: Platform>(cx: &Ctx<'_, P>, regs: &CpuRegs) -> Result<Insn, Emulation> {
+    let rip = regs.rip;
     let mut bytes = [0; MAX_BYTES];
     let here = (4096 - rip % 4096).min(MAX_BYTES as u64);
     let bytes = bytes.get_mut(..here as usize).unwrap_or_default();
     if cx.plat.copy_from_guest(bytes, GuestVa(rip)).is_err() {
-        return Err(page_fault(cx, rip, 0));
+        return Err(page_fault(cx, regs, rip, 0));
     }
     decode::decode(bytes).map_err(|error| match error {
-        DecodeError::Truncated => page_fault(cx, rip.wrapping_add(here), 0),
+        DecodeError::Truncated => page_fault(cx, regs, rip.wrapping_add(here), 0),
         DecodeError::Other => GP0,
     })
 }
 
 #[cold]
-fn page_fault<P: Platform>(cx: &Ctx<'_, P>, address: u64, error_code: u32) -> Emulation {
+fn page_fault<P: Platform>(
+    cx: &Ctx<'_, P>,
+    regs: &CpuRegs,
+    address: u64,
+    access: u32,
+) -> Emulation {
     cx.vcpu.entry.info.arch.cr2.store(address, Relaxed);
-    Emulation::Bounce { vector: vector::PF, error_code: Some(error_code) }
+    // Of a program's accesses without it Linux says that its own code made them, and dies.
+    let user = if regs.from_guest_user() { PF_USER } else { 0 };
+    Emulation::Bounce { vector: vector::PF, error_code: Some(access | user) }
 }
 
 /// The instruction is done: RIP moves on, RF is cleared, TF raises #DB.
@@ -259,7 +269,7 @@ pub fn invalid_opcode<P: Platform>(cx: &mut Ctx<'_, P>, regs: &mut CpuRegs) -> E
         let mut at = regs.rip;
         for (n, byte) in bytes.iter_mut().enumerate() {
             if cx.plat.copy_from_guest(core::slice::from_mut(byte), GuestVa(at)).is_err() {
-                return page_fault(cx, at, 0);
+                return page_fault(cx, regs, at, 0);
             }
             if FORCED_CPUID.get(n) != Some(byte) {
                 return UD;

@@ -291,7 +291,9 @@ fn the_forced_prefix() {
     assert_eq!(invalid_opcode(&mut machine.cx(), &mut regs), UD);
     machine.plat.copy_to_guest(GuestVa(va(64).0 - 2), b"\x0f\x0b").unwrap();
     regs.rip = va(64).0 - 2;
-    assert_eq!(invalid_opcode(&mut machine.cx(), &mut regs), pf(0));
+    assert_eq!(invalid_opcode(&mut machine.cx(), &mut regs), pf(4), "a program's access");
+    let mut kernel = CpuRegs { rip: regs.rip, ..kernel_regs() };
+    assert_eq!(invalid_opcode(&mut machine.cx(), &mut kernel), pf(0));
     machine.plat.copy_to_guest(GuestVa(va(64).0 - 2), b"\x0f\xff").unwrap();
     assert_eq!(invalid_opcode(&mut machine.cx(), &mut regs), UD);
 }

@@ -5,7 +5,7 @@
 //! The store's lock stands alone: a backend may hold its own when it takes it, nothing is taken
 //! while it is held, and events are sent after it was given back.
 
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 
 use arrayvec::ArrayVec;
 use spin::Mutex;
@@ -34,9 +34,9 @@ pub struct VcpuShared {
     pub info: Mutex<Option<&'static VcpuInfo>>,
     /// Running or startable (VCPUOP_up); false = VCPUOP_is_up answers 0.
     pub online: AtomicBool,
-    /// Frame of the page table its processor uses: nothing may overwrite or take it. `u64::MAX`:
-    /// none of the guest's, and so nothing of them in its TLB.
-    pub l4: AtomicU64,
+    /// The page table its processor uses: nothing may overwrite or take it. None of the guest's: and so
+    /// nothing of them in its TLB.
+    pub roots: crate::mmu::Roots,
     /// TLB flushes that wait while its processor is halted.
     pub lazy: Lazy<AtomicU64>,
     /// A [`Stage`].
@@ -107,7 +107,7 @@ impl VcpuShared {
         Self {
             info: Mutex::new(None),
             online: AtomicBool::new(false),
-            l4: AtomicU64::new(u64::MAX),
+            roots: crate::mmu::Roots::new(),
             lazy: Lazy::new(),
             stage: AtomicU8::new(Stage::New as u8),
             runstate: crate::time::SharedRunstate::new(),
@@ -150,13 +150,12 @@ impl Domain {
     /// them: those that must flush at once by `flush`, which says whether it emptied them, the others when
     /// they go on.
     pub fn flush_tlbs(&self, targets: u64, flush: impl FnOnce(u64) -> bool) {
+        // What the caller has changed is there for all before it is looked who may have the old.
+        fence(Ordering::SeqCst);
         let count = self.tables.count();
-        // A vCPU that comes to the tables stores its L4 before it loads it: one that is not seen here walks
-        // them later than what the caller has changed before.
-        let on_tables = |vcpu: &VcpuShared| vcpu.l4.load(Ordering::SeqCst) != u64::MAX;
         let mut now = 0;
         for (vcpu, id) in self.vcpus.iter().take(self.nr_vcpus as usize).zip(0u32..) {
-            if targets >> id & 1 != 0 && on_tables(vcpu) && !vcpu.lazy.put_off(count) {
+            if targets >> id & 1 != 0 && vcpu.roots.any() && !vcpu.lazy.put_off(count) {
                 now |= 1 << id;
             }
         }

@@ -227,7 +227,7 @@ pub(super) fn launch(
     start_store(dom, &plat, &start, &link, options);
     crate::devices::attach(dom, &plat, options);
     vcpu.mmu.l4 = start.cr3.0;
-    dom.vcpus[0].l4.store(start.cr3.0, Relaxed);
+    dom.vcpus[0].roots.begin(start.cr3);
     first_vcpu(dom);
     report(machine, &region, &guest, vcpus);
     // SAFETY: the area is mapped and nobody uses it yet.

@@ -13,6 +13,7 @@ use super::control;
 use super::cpuid::{Vendor, has_invariant_tsc, vendor};
 use crate::Ctx;
 use crate::builder::hypercall_page;
+use crate::mmu;
 use crate::platform::{Platform, SegmentBase};
 use crate::regs::CpuRegs;
 
@@ -186,10 +187,12 @@ fn write_hypercall_page<P: Platform>(cx: &Ctx<'_, P>, value: u64) -> Option<()> 
     if value & 0xfff != 0 {
         return None;
     }
-    let words = cx.plat.frame(Mfn(value >> 12))?;
+    let mfn = Mfn(value >> 12);
+    let words = cx.plat.frame(mfn)?;
     let page = hypercall_page();
-    for (word, bytes) in words.iter().zip(page.as_chunks::<8>().0) {
-        word.store(u64::from_le_bytes(*bytes), Relaxed);
-    }
-    Some(())
+    mmu::unless_loaded(cx, mfn, || {
+        for (word, bytes) in words.iter().zip(page.as_chunks::<8>().0) {
+            word.store(u64::from_le_bytes(*bytes), Relaxed);
+        }
+    })
 }

@@ -34,7 +34,7 @@ mod tests;
 
 pub use ext::{mmuext_op, mmuext_op_plain};
 pub use flush::Flushes;
-pub use root::Taken;
+pub use root::{Roots, Taken};
 pub(crate) use root::{load_l4, unless_loaded};
 
 /// Requests taken in one go; the rest is a continuation.
@@ -355,14 +355,17 @@ impl Batch {
     }
 }
 
-/// Finds the L1 entry that maps a guest address, in tables that `frame` gives.
+/// Finds the L1 entry that maps a guest address, in tables that `frame` gives. Of tables that map
+/// themselves the L1 may be an L4, and the entry one of the hypervisor's: there is none then.
 #[inline(always)]
-fn walk(
+fn walk<M: GuestMemory>(
+    plat: &M,
     frame: impl Fn(Mfn) -> Option<&'static PageWords>,
     l4: Mfn,
     va: u64,
 ) -> Option<&'static AtomicU64> {
-    Some(&l1_of(frame, l4, va)?[(va >> 12) as usize & 511])
+    let (words, index) = (l1_of(frame, l4, va)?, (va >> 12) as usize & 511);
+    if is_hole_slot(plat, words, index) { None } else { Some(&words[index]) }
 }
 
 /// The L1 table that maps a linear address, if there is one.
@@ -394,7 +397,7 @@ pub fn update_va_mapping<P: Platform>(
     flags: u64,
 ) -> HcResult {
     let l4 = Mfn(cx.vcpu.mmu.l4);
-    let slot = address_ok(va).then(|| walk(|mfn| cx.plat.frame(mfn), l4, va)).flatten();
+    let slot = address_ok(va).then(|| walk(cx.plat, |mfn| cx.plat.frame(mfn), l4, va)).flatten();
     let slot = slot.ok_or(Errno::EINVAL)?;
     check_entry(cx.plat, entry)?;
     slot.store(keep_writable(va, entry), Relaxed);
@@ -416,7 +419,7 @@ pub(crate) fn update_va_mapping_plain<P: Platform>(
         return false;
     }
     let l4 = Mfn(cx.vcpu.mmu.l4);
-    let Some(slot) = walk(|mfn| cx.plat.ram_frame(mfn), l4, va) else { return false };
+    let Some(slot) = walk(cx.plat, |mfn| cx.plat.ram_frame(mfn), l4, va) else { return false };
     slot.store(keep_writable(va, entry), Relaxed);
     match flags {
         UVMF_TLB_FLUSH => cx.plat.flush_tlb_local(),

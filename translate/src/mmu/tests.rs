@@ -1,7 +1,5 @@
 use std::vec::Vec;
 
-use core::sync::atomic::Ordering;
-
 use proptest::prelude::*;
 use xen_abi::mm::{MmuextCmd, MmuextOp};
 
@@ -220,6 +218,20 @@ fn a_table_that_maps_itself_does_not_lead_into_the_hole() {
     machine.plat.poke(slot(l4, 300), pointing(l4));
     let through = 300u64 << 39 | 256 << 30 | 0xffff << 48;
     assert_eq!(update_va_mapping(&mut machine.cx(), through, 0, 0), Err(Errno::EINVAL));
+    // Through itself three times over it is its own L1.
+    let itself = 0xffff << 48 | 300u64 << 39 | 300 << 30 | 300 << 21;
+    for slot in [256u64, 257, 271] {
+        let through = itself | slot << 12;
+        let before = machine.plat.peek(self::slot(l4, slot));
+        for flags in [0, UVMF_TLB_FLUSH] {
+            let plain = update_va_mapping_plain(&machine.cx(), through, 0, flags);
+            assert!(!plain, "{slot}");
+            let result = update_va_mapping(&mut machine.cx(), through, 0, flags);
+            assert_eq!(result, Err(Errno::EINVAL), "{slot}");
+        }
+        assert_eq!(machine.plat.peek(self::slot(l4, slot)), before);
+    }
+    assert_eq!(update_va_mapping(&mut machine.cx(), itself | 299 << 12, 0, 0), ret(0));
 }
 
 #[test]
@@ -286,7 +298,7 @@ fn flushes_of_halted_vcpus_are_put_off() {
     let machine = Machine::with(64, 4);
     let dom = &machine.dom;
     for vcpu in &dom.vcpus[..3] {
-        vcpu.l4.store(7, Ordering::SeqCst);
+        vcpu.roots.begin(Mfn(7));
     }
     let flush = |targets, all| {
         let mut now = 0;

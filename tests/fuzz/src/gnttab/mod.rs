@@ -74,7 +74,7 @@ impl World {
         let pool: Vec<Mfn> = POOL.map(mfn).collect();
         machine.dom.gnttab.set_pool(&machine.plat, &pool);
         machine.cx().vcpu.mmu.l4 = mfn(L4).0;
-        machine.dom.vcpus[0].l4.store(mfn(L4).0, Relaxed);
+        machine.dom.vcpus[0].roots.begin(mfn(L4));
         for table in L4..L1 {
             machine.plat.poke(va(table), mfn(table + 1).0 << 12 | 0x67);
         }

@@ -48,6 +48,8 @@ fn the_hypercall_msr_fills_a_page() {
     machine.plat.copy_from_guest(&mut page, va(20)).unwrap();
     assert_eq!(page, crate::builder::hypercall_page());
     assert!(!wrmsr(&mut machine, 0x4000_0000, mfn(20).base().0 + 1));
+    machine.dom.vcpus[0].roots.begin(mfn(20));
+    assert!(!wrmsr(&mut machine, 0x4000_0000, mfn(20).base().0), "a processor's page table");
     assert!(!wrmsr(&mut machine, 0x4000_0000, 0));
 }
 

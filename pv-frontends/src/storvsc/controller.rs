@@ -41,6 +41,8 @@ pub(super) struct Controller {
     version: AtomicU16,
     /// The initialization is over: requests may be sent.
     ready: AtomicBool,
+    /// The host refused the conversation: the channel is closed for good.
+    pub refused: AtomicBool,
     /// A scan is over: what it found is to be compared with what is known.
     scanned: AtomicBool,
     /// The primary channel's first; then those of sub-channels.
@@ -75,6 +77,7 @@ impl Controller {
             version: AtomicU16::new(machine.version.0),
             machine: Mutex::new(machine),
             ready: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
             scanned: AtomicBool::new(false),
             queues: RwLock::new(Vec::new()),
             strayed: AtomicBool::new(false),
@@ -334,6 +337,7 @@ impl Controller {
                 machine.on_control(answer.as_ref());
                 self.version.store(machine.version.0, Ordering::Relaxed);
                 self.ready.store(machine.is_ready(), Ordering::Release);
+                self.refused.fetch_or(machine.has_failed(), Ordering::Release);
             }
             // What it was sent for is answered each by itself, or late again.
             Owner::Reset => {}
@@ -368,6 +372,10 @@ impl Controller {
                 self.machine.lock().rescan_at(at_ns);
                 bus.poll_at(at_ns);
             }
+        }
+        if self.refused.load(Ordering::Acquire) {
+            self.remove_units(sink);
+            self.close_channels(bus);
         }
         self.converse(bus);
     }

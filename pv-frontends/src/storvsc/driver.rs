@@ -231,7 +231,8 @@ impl<S: Sink> StorVsc<S> {
             return;
         }
         controller.close_channels(bus);
-        if controller.reopened.fetch_add(1, Ordering::Relaxed) < MAX_REOPENS {
+        let is_refused = controller.refused.load(Ordering::Acquire);
+        if !is_refused && controller.reopened.fetch_add(1, Ordering::Relaxed) < MAX_REOPENS {
             self.open(bus, &controller.offer);
         } else {
             controller.machine.lock().fail();

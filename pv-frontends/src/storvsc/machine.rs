@@ -138,6 +138,11 @@ impl Machine {
         matches!(self.step, Step::Luns | Step::Probe(_) | Step::Idle)
     }
 
+    /// Whether the host does not talk to this guest.
+    pub(super) const fn has_failed(&self) -> bool {
+        matches!(self.step, Step::Failed)
+    }
+
     /// Whether there is nothing more to find out.
     pub(super) const fn is_settled(&self) -> bool {
         match self.step {

@@ -92,6 +92,8 @@ pub(super) struct Host {
     pub no_report_luns: bool,
     pub max_sub_channels: u16,
     pub refuse_sub_channels: bool,
+    /// An operation that fails.
+    pub refuse: Option<Operation>,
     pub deaf_to_resets: bool,
     /// A reset is answered, the requests it is for are not.
     pub resets_nothing: bool,
@@ -122,6 +124,7 @@ impl Host {
             no_report_luns: false,
             max_sub_channels: 0,
             refuse_sub_channels: false,
+            refuse: None,
             deaf_to_resets: false,
             resets_nothing: false,
             failing: Vec::new(),
@@ -212,6 +215,7 @@ impl Host {
         let mut answer = [0; 52];
         let mut status = NtStatus::SUCCESS;
         match header.operation {
+            refused if self.refuse == Some(refused) => status = NtStatus::INVALID_PARAMETER,
             Operation::BEGIN_INITIALIZATION | Operation::END_INITIALIZATION => {}
             Operation::QUERY_PROTOCOL_VERSION => {
                 let (proposed, _) = ProtocolVersion::read_from_prefix(body).expect("a version");

@@ -1,7 +1,10 @@
 //! Requests that take long, and devices that are busy.
 
 use super::SECOND;
-use super::bench::{Bench, segment};
+use hv_abi::storvsc::Operation;
+use hv_abi::vmbus::offer::interface;
+
+use super::bench::{Bench, PRIMARY, segment};
 use super::host::Fault;
 use crate::blkback::{BlockDevice, Io, IoError, Operation as Op, Segment, Submitted, Tag};
 
@@ -82,4 +85,39 @@ fn one_that_helped_does_not_count_against_later_requests() {
         assert_eq!(bench.completed(), [(10 + round, Ok(()))]);
     }
     assert_eq!(count(&bench, BEGIN_INITIALIZATION), 1);
+}
+
+#[test]
+fn a_host_that_does_not_begin_again() {
+    for refused in [
+        Operation::BEGIN_INITIALIZATION,
+        Operation::QUERY_PROTOCOL_VERSION,
+        Operation::QUERY_PROPERTIES,
+        Operation::END_INITIALIZATION,
+    ] {
+        let mut bench = Bench::ready();
+        let segments = [segment(bench.page().0, 0, 512)];
+        let io = Io { operation: Op::Read, sector: 0, segments: &segments };
+        let disk = bench.disk(0);
+        assert_eq!(disk.submit(0, &io, Tag(1)), Submitted::Accepted);
+        bench.host.refuse = Some(refused);
+        bench.host.corrupt(&bench.bus, PRIMARY);
+        bench.host.reset();
+        bench.run();
+        assert_eq!(bench.completed(), [(1, Err(IoError::Io))], "{refused:?}");
+        assert_eq!(*bench.notes.removed.lock(), [0]);
+        assert_eq!(disk.submit(0, &io, Tag(2)), Submitted::Failed(IoError::Removed));
+        assert_eq!(count(&bench, BEGIN_INITIALIZATION), 1, "no third time");
+        assert!(bench.host.server.channels.is_empty() && bench.driver.is_settled());
+        // A controller that is offered anew is a new one.
+        bench.host.rescind(&bench.bus, PRIMARY);
+        bench.pass(2 * SECOND);
+        assert_eq!(bench.fake.pages_in_use(), 3 + 1, "the bus's, and the guest's");
+        bench.host.reset();
+        bench.host.refuse = None;
+        bench.host.server.offer(PRIMARY, interface::SCSI, 1, 0);
+        bench.host.server.announce(&bench.bus, PRIMARY);
+        bench.run();
+        assert_eq!(bench.io(Op::Read, 0, &segments), Ok(()));
+    }
 }

@@ -18,7 +18,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::Ctx;
 use crate::domain::Domain;
 use crate::platform::Platform;
-use crate::{bounce, time};
+use crate::{bounce, time, vcpu_start};
 
 /// Something asked of another vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub enum Request {
     Period(u64),
     /// Its clock, which has another scale.
     Clock,
+    /// Its `vcpu_info`, which is elsewhere.
+    Info,
 }
 
 const NMI: u32 = 1;
@@ -40,6 +42,7 @@ const RUNSTATE_AREA: u32 = 2;
 const TIME_AREA: u32 = 4;
 const PERIOD: u32 = 8;
 const CLOCK: u32 = 16;
+const INFO: u32 = 32;
 
 /// Requests nobody has seen to yet.
 #[derive(Debug, Default)]
@@ -78,6 +81,7 @@ impl Requests {
                 PERIOD
             }
             Request::Clock => CLOCK,
+            Request::Info => INFO,
         };
         self.bits.fetch_or(bit, Ordering::SeqCst);
     }
@@ -106,6 +110,9 @@ fn take_all<P: Platform>(cx: &mut Ctx<'_, P>) {
     let Some(shared) = cx.dom.vcpus.get(cx.vcpu.id as usize) else { return };
     let requests = &shared.requests;
     let bits = requests.bits.swap(0, Ordering::SeqCst);
+    if bits & INFO != 0 {
+        vcpu_start::follow_info(cx);
+    }
     if bits & NMI != 0 {
         bounce::raise_nmi(cx);
     }

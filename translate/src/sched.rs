@@ -22,7 +22,7 @@ use crate::domain::{MAX_VCPUS, VcpuShared};
 use crate::evtchn::{self, GUEST_DOMID};
 use crate::outcome::{HcResult, Outcome, efault, ret};
 use crate::platform::{Platform, Shutdown};
-use crate::{requests, time, vcpu_start};
+use crate::{time, vcpu_start};
 
 /// `NR_DOMAIN_WATCHDOG_TIMERS`.
 pub const NR_WATCHDOGS: usize = 2;
@@ -270,7 +270,10 @@ fn poll_ready<P: Platform>(cx: &mut Ctx<'_, P>, op: &SchedPoll) -> Result<bool, 
 /// Whether the blocked vCPU may go on, and with which return value. Ring 0 calls it before each
 /// halt, interrupts off; on `None` the hardware timer is not later than the next deadline.
 pub fn wake_check<P: Platform>(cx: &mut Ctx<'_, P>) -> Option<i64> {
-    requests::take(cx);
+    // One that is down does as it is told when it comes back, on the guest's tables.
+    if cx.vcpu.wait != Wait::Down {
+        vcpu_start::obey(cx);
+    }
     if !wait_over(cx) {
         time::before_halt(cx);
         if !wait_over(cx) {

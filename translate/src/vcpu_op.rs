@@ -132,13 +132,12 @@ fn other_vcpu<P: Platform>(
         }
         VcpuOp::REGISTER_VCPU_INFO => {
             let op: VcpuRegisterVcpuInfo = cx.plat.read_guest(at).map_err(efault)?;
-            // The vCPU looks where it is when it goes up.
             if target.online.load(Ordering::SeqCst) {
                 return Err(Errno::EINVAL);
             }
             let new = register_vcpu_info(cx, target, id, &op)?;
             mark_all(cx, id, new);
-            return ret(0);
+            Request::Info
         }
         VcpuOp::REGISTER_RUNSTATE_MEMORY_AREA => Request::RunstateArea(memory_area(cx, at)?),
         VcpuOp::REGISTER_VCPU_TIME_MEMORY_AREA => Request::TimeArea(memory_area(cx, at)?),

@@ -298,37 +298,44 @@ pub fn down<P: Platform>(cx: &mut Ctx<'_, P>, id: u32) -> HcResult {
     Ok(Outcome::Block)
 }
 
-/// The vCPU, which runs, was put down by another one: it waits from now on. Whether that is so.
-#[cold]
-pub fn put_down<P: Platform>(cx: &mut Ctx<'_, P>) -> bool {
-    let down = shared(cx.dom, cx.vcpu.id).is_some_and(|vcpu| !vcpu.online.load(Ordering::SeqCst));
-    if down {
+/// What other vCPUs want of this one, which is not down: what they asked for, and that it goes down. A wait
+/// of its own ends with that.
+pub fn obey<P: Platform>(cx: &mut Ctx<'_, P>) {
+    requests::take(cx);
+    if shared(cx.dom, cx.vcpu.id).is_some_and(|vcpu| !vcpu.online.load(Ordering::SeqCst)) {
         go_down(cx);
     }
-    down
 }
 
+#[cold]
 fn go_down<P: Platform>(cx: &mut Ctx<'_, P>) {
     cx.vcpu.wait = Wait::Down;
     time::set_runstate(cx, Runstate::OFFLINE);
     cx.plat.leave_guest_tables();
     if let Some(shared) = shared(cx.dom, cx.vcpu.id) {
-        shared.l4.store(u64::MAX, Ordering::SeqCst);
+        shared.roots.leave();
     }
 }
 
 /// The vCPU, which was down, is up again.
 pub(crate) fn come_back<P: Platform>(cx: &mut Ctx<'_, P>) {
+    if !mmu::load_l4(cx, Mfn(cx.vcpu.mmu.l4)) {
+        cx.plat.shutdown(Shutdown::DomainCrash("a vCPU's page table is gone"), None);
+    }
+    requests::take(cx);
+}
+
+/// Another vCPU has moved this one's `vcpu_info`, while it was down, or before it noticed that it was put
+/// down.
+pub(crate) fn follow_info<P: Platform>(cx: &mut Ctx<'_, P>) {
     if let Some(info) = shared(cx.dom, cx.vcpu.id).and_then(|shared| *shared.info.lock())
         && !core::ptr::eq(info, cx.vcpu.entry.info)
     {
-        // It was moved meanwhile. What this vCPU's own timers raised since is marked in the old place.
+        // What this vCPU's own timers raised since is marked in the old place.
         cx.vcpu.entry.info = info;
         info.evtchn_pending_sel.store(u64::MAX, Ordering::SeqCst);
         info.evtchn_upcall_pending.store(1, Ordering::SeqCst);
-    }
-    if !mmu::load_l4(cx, Mfn(cx.vcpu.mmu.l4)) {
-        cx.plat.shutdown(Shutdown::DomainCrash("a vCPU's page table is gone"), None);
+        time::publish(cx);
     }
 }
 

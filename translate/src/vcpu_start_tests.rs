@@ -5,6 +5,8 @@ use crate::fake::{Call, FakePlatform, Machine, catch_shutdown, mfn, va};
 use crate::platform::GuestMemory;
 use crate::sched;
 use crate::vcpu_op::vcpu_op;
+use xen_abi::sched::SchedOp;
+use xen_abi::shared_info::VcpuInfo;
 use xen_abi::vcpu::VcpuOp;
 use zerocopy::FromZeros;
 
@@ -76,7 +78,7 @@ fn from_new_to_up() {
     assert_eq!((vcpu.entry.event_callback, vcpu.entry.kernel_sp), (TEXT + 1, va(31).0));
     assert_eq!(vcpu.traps.handler(14).address, TEXT + 14);
     assert_eq!(vcpu.control.iopl, 1);
-    assert_eq!(m.dom.vcpus[1].l4.load(Ordering::SeqCst), mfn(L4).0);
+    assert_eq!(m.dom.vcpus[1].roots.frames(), [mfn(L4).0; 2]);
     assert_eq!(m.plat.state().gs_base, va(32).0);
     let calls = m.plat.calls();
     assert!(calls.contains(&Call::LoadCr3(mfn(L4))));
@@ -144,7 +146,7 @@ fn down_and_up_again() {
     up(&mut m);
     assert_eq!(op(&mut m, 1, VcpuOp::DOWN, 1), Ok(Outcome::Block));
     assert!(m.plat.calls().contains(&Call::LeaveGuestTables));
-    assert_eq!(m.dom.vcpus[1].l4.load(Ordering::SeqCst), u64::MAX, "no flush waits for it");
+    assert!(!m.dom.vcpus[1].roots.any(), "no flush waits for it");
     assert_eq!(op(&mut m, 0, VcpuOp::IS_UP, 1), ret(0));
     m.dom.shared_info.vcpu_info[1].evtchn_upcall_pending.store(1, Ordering::SeqCst);
     assert_eq!(wake(&mut m), None, "events do not wake it");
@@ -152,7 +154,7 @@ fn down_and_up_again() {
     assert_eq!(kicks(&m), 1);
     assert_eq!(wake(&mut m), Some(0));
     assert!(m.plat.calls().contains(&Call::LoadCr3(mfn(L4))));
-    assert_eq!(m.dom.vcpus[1].l4.load(Ordering::SeqCst), mfn(L4).0);
+    assert_eq!(m.dom.vcpus[1].roots.frames(), [mfn(L4).0; 2]);
 }
 
 /// A vCPU that is down can be given another place for its `vcpu_info`, and misses nothing.
@@ -161,11 +163,8 @@ fn vcpu_info_of_one_that_is_down() {
     let mut m = machine();
     up(&mut m);
     assert_eq!(op(&mut m, 1, VcpuOp::DOWN, 1), Ok(Outcome::Block));
-    m.plat.poke(va(CONTEXT), mfn(41).0);
-    m.plat.poke(va(CONTEXT).add(8), 128);
-    assert_eq!(op(&mut m, 0, VcpuOp::REGISTER_VCPU_INFO, 1), ret(0));
+    let new = move_info(&mut m);
     assert_eq!(op(&mut m, 0, VcpuOp::REGISTER_VCPU_INFO, 1), Err(Errno::EINVAL), "once");
-    let new = (*m.dom.vcpus[1].info.lock()).unwrap();
     assert_eq!(new.evtchn_upcall_pending.swap(0, Ordering::SeqCst), 1);
     assert_eq!(op(&mut m, 0, VcpuOp::UP, 1), ret(0));
     assert_eq!(wake(&mut m), Some(0));
@@ -177,14 +176,69 @@ fn vcpu_info_of_one_that_is_down() {
 fn put_down_by_another() {
     let mut m = machine();
     up(&mut m);
-    assert!(!put_down(&mut m.cx_of(1)));
+    obey(&mut m.cx_of(1));
+    assert_eq!(m.vcpus[1].wait, Wait::No);
     assert_eq!(op(&mut m, 0, VcpuOp::DOWN, 1), ret(0));
     assert_eq!(kicks(&m), 1);
-    assert!(put_down(&mut m.cx_of(1)));
+    obey(&mut m.cx_of(1));
+    assert_eq!(m.vcpus[1].wait, Wait::Down);
     assert_eq!(wake(&mut m), None);
     // The last one turns the domain off.
     let end = catch_shutdown(|| op(&mut m, 0, VcpuOp::DOWN, 0));
     assert_eq!(end, Err(Shutdown::Poweroff));
+}
+
+/// One that waits for an event leaves the guest's tables like any other, and comes back to the
+/// `vcpu_info` it was given meanwhile.
+#[test]
+fn put_down_while_it_waits() {
+    for poll in [false, true] {
+        let mut m = machine();
+        up(&mut m);
+        m.dom.shared_info.vcpu_info[1].evtchn_upcall_pending.store(0, Ordering::SeqCst);
+        if poll {
+            m.plat.poke(va(CONTEXT), 0);
+            m.plat.poke(va(CONTEXT).add(8), 0);
+            m.plat.poke(va(CONTEXT).add(16), 0);
+        }
+        let cmd = if poll { SchedOp::POLL } else { SchedOp::BLOCK };
+        let waits = sched::sched_op(&mut m.cx_of(1), cmd.0.into(), va(CONTEXT).0);
+        assert_eq!(waits, Ok(Outcome::Block));
+        assert_eq!(wake(&mut m), None);
+        assert_eq!(op(&mut m, 0, VcpuOp::DOWN, 1), ret(0));
+        assert_eq!(wake(&mut m), None);
+        assert!(!m.dom.vcpus[1].roots.any(), "no flush waits for it");
+        move_info(&mut m);
+        assert_eq!(op(&mut m, 0, VcpuOp::UP, 1), ret(0));
+        assert_eq!(wake(&mut m), Some(0));
+        let new = (*m.dom.vcpus[1].info.lock()).unwrap();
+        assert!(core::ptr::eq(m.vcpus[1].entry.info, new));
+        assert_eq!(m.vcpus[1].wait, Wait::No);
+    }
+}
+
+/// Down, moved, and up again before it has noticed anything.
+#[test]
+fn vcpu_info_of_one_that_runs() {
+    let mut m = machine();
+    up(&mut m);
+    assert_eq!(op(&mut m, 0, VcpuOp::DOWN, 1), ret(0));
+    let new = move_info(&mut m);
+    assert_eq!(op(&mut m, 0, VcpuOp::UP, 1), ret(0));
+    new.evtchn_upcall_pending.store(0, Ordering::SeqCst);
+    assert_eq!(kicks(&m), 2);
+    obey(&mut m.cx_of(1));
+    assert_eq!(m.vcpus[1].wait, Wait::No);
+    assert!(core::ptr::eq(m.vcpus[1].entry.info, new));
+    assert_eq!(new.evtchn_upcall_pending.load(Ordering::SeqCst), 1, "it looks");
+}
+
+/// Gives vCPU 1 another `vcpu_info`.
+fn move_info(m: &mut Machine) -> &'static VcpuInfo {
+    m.plat.poke(va(CONTEXT), mfn(41).0);
+    m.plat.poke(va(CONTEXT).add(8), 128);
+    assert_eq!(op(m, 0, VcpuOp::REGISTER_VCPU_INFO, 1), ret(0));
+    (*m.dom.vcpus[1].info.lock()).unwrap()
 }
 
 #[test]
@@ -223,8 +277,7 @@ mod any_order {
 
     /// Whether a vCPU executes the guest's instructions, and so can make hypercalls.
     fn runs(m: &Machine, id: u32) -> bool {
-        m.vcpus[id as usize].wait == Wait::No
-            && m.dom.vcpus[id as usize].l4.load(SeqCst) != u64::MAX
+        m.vcpus[id as usize].wait == Wait::No && m.dom.vcpus[id as usize].roots.any()
     }
 
     use Ordering::SeqCst;
@@ -237,13 +290,12 @@ mod any_order {
         for id in 1..VCPUS {
             let at = id as usize;
             // What the vCPU's processor does: takes a new one over, looks at kicks, ends waits.
-            if m.dom.vcpus[at].l4.load(SeqCst) == u64::MAX && m.vcpus[at].wait == Wait::No {
+            if !m.dom.vcpus[at].roots.any() && m.vcpus[at].wait == Wait::No {
                 if m.take_over(id) {
                     let _ = enter(&mut m.cx_of(at));
                 }
             } else if m.vcpus[at].wait == Wait::No {
-                requests::take(&mut m.cx_of(at));
-                put_down(&mut m.cx_of(at));
+                obey(&mut m.cx_of(at));
             } else {
                 let _ = sched::wake_check(&mut m.cx_of(at));
             }
@@ -254,7 +306,7 @@ mod any_order {
         #[test]
         fn holds(calls in prop::collection::vec((0..VCPUS, 0u32..15, 0..VCPUS, 0u8..8), 1..60)) {
             let mut m = Machine::with(64, VCPUS);
-            m.dom.vcpus[0].l4.store(mfn(L4).0, SeqCst);
+            m.dom.vcpus[0].roots.begin(mfn(L4));
             for id in 1..VCPUS {
                 m.make_new(id);
             }
@@ -271,14 +323,14 @@ mod any_order {
                     return Ok(());
                 }
                 for (vcpu, state) in m.dom.vcpus.iter().zip(&m.vcpus).skip(1) {
-                    let (online, l4) = (vcpu.online.load(SeqCst), vcpu.l4.load(SeqCst));
+                    let (online, on_tables) = (vcpu.online.load(SeqCst), vcpu.roots.any());
                     prop_assert!(!online || vcpu.stage() == Stage::Initialised);
                     prop_assert_ne!(vcpu.stage(), Stage::Initialising);
                     if state.wait == Wait::Down {
-                        prop_assert!(!online && l4 == u64::MAX);
+                        prop_assert!(!online && !on_tables);
                     }
                     if online {
-                        prop_assert_eq!(l4, mfn(L4).0);
+                        prop_assert_eq!(vcpu.roots.frames(), [mfn(L4).0; 2]);
                     }
                 }
             }

@@ -353,11 +353,20 @@ fn start_processor(machine: &BootMachine, mut own: Own) -> ! {
     guest::launch(machine, own, vp_index, vcpus, cmdline, &options)
 }
 
+/// Whether the local APIC can name a processor.
+fn is_reached(id: u32) -> bool {
+    let is_reached = apic::reaches(id);
+    if !is_reached {
+        log!(Warn, "no x2APIC: the processor with APIC id {id} is left out");
+    }
+    is_reached
+}
+
 /// Starts the other processors; the number of vCPUs the guest gets.
 fn start_others(machine: &BootMachine, own: &mut Own, options: &Options<'_>) -> u32 {
     let me = apic::id();
     let most = options.max_vcpus.map_or(MAX_VCPUS, |most| usize::from(most).clamp(1, MAX_VCPUS));
-    let others = machine.acpi.processors.iter().copied().filter(|&id| id != me);
+    let others = machine.acpi.processors.iter().copied().filter(|&id| id != me && is_reached(id));
     let ids: arrayvec::ArrayVec<u32, MAX_VCPUS> = others.take(most - 1).collect();
     if ids.is_empty() {
         return 1;

@@ -106,6 +106,12 @@ mod icr {
     pub const STARTUP: u32 = 6 << 8;
 }
 
+/// Whether there is a way to interrupt the processor with an APIC id: an xAPIC knows 8 bits of it, all of
+/// them set are everybody's.
+pub fn reaches(apic_id: u32) -> bool {
+    MODE.load(Ordering::Relaxed) == MODE_X2APIC || apic_id < 255
+}
+
 /// Sends an interrupt to the processor with an APIC id.
 fn send_command(apic_id: u32, command: u32) {
     if MODE.load(Ordering::Relaxed) == MODE_X2APIC {

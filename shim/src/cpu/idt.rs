@@ -88,11 +88,30 @@ pub fn init() {
     }
 }
 
+/// Whether INT n may come through the gate of a vector: not where the stub expects what only the
+/// processor pushes, an error code, or has a stack of its own. Those INT n are #GP, and emulated.
+fn may_be_open(vector: u8) -> bool {
+    u32::from(vector) < vector::FIRST_IRQ && ist_of(vector) == 0 && !has_error_code(vector)
+}
+
+/// Whether the processor pushes an error code for an exception.
+pub fn has_error_code(vector: u8) -> bool {
+    matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30)
+}
+
 /// Lets guest user mode reach a vector by INT n, or not.
 pub fn set_user(vector: u8, user: bool) {
-    if u32::from(vector) < vector::FIRST_IRQ {
-        write_gate(&IDT, vector, selector::SHIM_CS, ist_of(vector), if user { 3 } else { 0 });
+    if may_be_open(vector) {
+        write_gate(&IDT, vector, selector::SHIM_CS, 0, if user { 3 } else { 0 });
     }
+}
+
+/// Whether guest user mode reaches a vector by INT n.
+pub fn is_user(vector: u8) -> bool {
+    let gate = IDT.0.get().cast::<Gate>().wrapping_add(usize::from(vector));
+    // SAFETY: `vector` < 256 keeps the pointer in the table, which is written by whole words.
+    let Gate([low, _]) = unsafe { gate.read_volatile() };
+    low >> 45 & 3 == 3
 }
 
 /// Loads the vCPUs' table on this processor, whose GDT is loaded.

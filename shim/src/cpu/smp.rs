@@ -272,6 +272,8 @@ unsafe fn wait_for_guest(number: u32, pc: *mut PerCpu) -> ! {
     };
     // An interrupt that comes between the look and the halt ends the halt at once.
     while !is_up() {
+        // SAFETY: interrupts are off: nobody else uses the cells of the processor's own part.
+        time::before_halt(unsafe { &(*pc).cpu });
         trap::halt();
     }
     *NEW[number as usize].lock() = false;

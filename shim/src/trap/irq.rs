@@ -18,6 +18,13 @@ fn timer(pc: &mut PerCpu) {
     }
 }
 
+/// An interrupt on a vector below the shim's own: one that the firmware left behind.
+#[cold]
+pub(super) fn stray(vector: u8) {
+    crate::log!(Warn, "interrupt on vector {vector:#x}, which nothing uses");
+    apic::eoi();
+}
+
 /// Handles one interrupt of a processor whose vCPU has never run.
 ///
 /// It serves devices once there is a guest: channels of the host may be bound to it.

@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use translate::outcome::Outcome;
 use translate::regs::{CpuRegs, selector};
 use translate::sched::Wait;
-use translate::{Ctx, bounce, dispatch, emulate, requests, sched, vcpu_start};
+use translate::{Ctx, bounce, dispatch, emulate, sched, vcpu_start};
 use xen_abi::arch::flat;
 use xen_abi::hypercall::HypercallNr;
 use xen_abi::mm::DomId;
@@ -154,20 +154,29 @@ unsafe extern "C" fn hypercall(regs: *mut CpuRegs, pc: *mut PerCpu) {
         // SAFETY: as above.
         Outcome::Replaced => look_again(unsafe { &mut *pc }),
         Outcome::Block => {
+            // SAFETY: as above; the reference ends with the statement.
+            keep_back(unsafe { &mut *pc });
             // SAFETY: as above; `block` makes its references one at a time.
             regs.rax = unsafe { block(pc) } as u64;
         }
     }
     // SAFETY: as above.
     let pc = unsafe { &mut *pc };
-    if pc.cpu.holds_now.take() {
+    if pc.cpu.holds_now.get() {
         // Not in this hypercall: its neighbour may come with the next.
         pc.vcpu.entry.attention &= !bounce::ATTENTION_PUT_OFF;
         exit_to_guest(pc, regs);
-        pc.vcpu.entry.attention |= bounce::ATTENTION_PUT_OFF;
+        keep_back(pc);
         return;
     }
     exit_to_guest(pc, regs);
+}
+
+/// What the call made a backend hold waits until the guest next comes by.
+fn keep_back(pc: &mut PerCpu) {
+    if pc.cpu.holds_now.take() {
+        pc.vcpu.entry.attention |= bounce::ATTENTION_PUT_OFF;
+    }
 }
 
 /// Does what was put off until the guest next came by.
@@ -272,12 +281,10 @@ fn stay_down(pc: &mut PerCpu) {
 /// Another vCPU wants this one to look: at its events on the way out, and at what was asked of it.
 fn kicked(pc: &mut PerCpu) {
     crate::cpu::smp::stop_if_ended(pc.cpu.id);
-    with_ctx(pc, |cx| {
-        requests::take(cx);
-        if cx.vcpu.wait == Wait::No {
-            vcpu_start::put_down(cx);
-        }
-    });
+    // One that waits obeys before it halts again.
+    if pc.vcpu.wait == Wait::No {
+        with_ctx(pc, vcpu_start::obey);
+    }
 }
 
 /// Halts until an interrupt, which has been handled then.
@@ -400,10 +407,7 @@ unsafe extern "C" fn trap_from_guest(regs: *mut CpuRegs, pc: *mut PerCpu) {
 #[inline(never)]
 fn exception(regs: &mut CpuRegs, pc: &mut PerCpu) {
     let vector = regs.vector as u8;
-    let error = match vector {
-        8 | 10..=14 | 17 | 21 | 29 | 30 => Some(regs.error_code),
-        _ => None,
-    };
+    let error = idt::has_error_code(vector).then_some(regs.error_code);
     match vector {
         1 => {
             let dr6 = take_dr6() | pc.cpu.debug_seen.take();
@@ -417,6 +421,8 @@ fn exception(regs: &mut CpuRegs, pc: &mut PerCpu) {
         18 => {
             crate::log!(Error, "machine check while the guest ran, at {:#x}", regs.rip);
         }
+        // No INT n of a program's comes through a closed gate.
+        32.. if !idt::is_user(vector) => return irq::stray(vector),
         _ => {}
     }
     with_ctx(pc, |cx| {

@@ -92,6 +92,12 @@ pub(super) unsafe extern "C" fn trap_from_ring0(
         leave_idle(frame);
         return core::ptr::null_mut();
     }
+    if frame.vector >= 32 {
+        // Ring 0 has no INT n.
+        super::irq::stray(frame.vector as u8);
+        leave_idle(frame);
+        return core::ptr::null_mut();
+    }
     if let Some(resume) = fixup(frame.rip) {
         frame.rip = resume;
         return core::ptr::null_mut();

@@ -16,12 +16,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::Ctx;
 use crate::evtchn::{Named, domain_by_any_id};
+use crate::gnttab::PinnedFrames;
+use crate::mmu;
 use crate::outcome::{HcResult, Outcome, efault, ret};
 use crate::platform::Platform;
 use crate::regs::CpuRegs;
-use crate::{gnttab, mmu};
 
-/// Extents taken in one go; the rest is a continuation.
+/// Frames taken in one go, or one extent; the rest is a continuation.
 const BATCH: u64 = 128;
 /// Largest extent of an unprivileged domain (`CONFIG_DOMU_MAX_ORDER`).
 const MAX_ORDER: u32 = 9;
@@ -150,9 +151,11 @@ fn reservation<P: Platform>(
     if domain_by_any_id(reservation.domid) != Ok(Named::Own) || !flags_ok(&reservation) {
         return nothing;
     }
-    let end = count.min(start.saturating_add(BATCH));
+    let most = BATCH.checked_shr(reservation.extent_order).unwrap_or(0).max(1);
+    let end = count.min(start.saturating_add(most));
+    let pinned = (op == XenMem::DECREASE_RESERVATION).then(|| PinnedFrames::now(cx.dom));
     let mut done = start;
-    while done < end && one_extent(cx, op, &reservation, done).is_some() {
+    while done < end && one_extent(cx, op, &reservation, done, pinned.as_ref()).is_some() {
         done += 1;
     }
     if done == end && end < count {
@@ -178,6 +181,7 @@ fn one_extent<P: Platform>(
     op: XenMem,
     reservation: &MemoryReservation,
     index: u64,
+    pinned: Option<&PinnedFrames>,
 ) -> Option<()> {
     if reservation.extent_order > MAX_ORDER {
         return None;
@@ -188,7 +192,7 @@ fn one_extent<P: Platform>(
         XenMem::DECREASE_RESERVATION => {
             let first: u64 = cx.plat.read_guest(at).ok()?;
             (0..1u64 << reservation.extent_order)
-                .try_for_each(|frame| release(cx, Mfn(first.checked_add(frame)?)))
+                .try_for_each(|frame| release(cx, pinned?, Mfn(first.checked_add(frame)?)))
         }
         _ if reservation.extent_order != 0 => None,
         XenMem::POPULATE_PHYSMAP => {
@@ -207,8 +211,8 @@ fn one_extent<P: Platform>(
 }
 
 /// Takes a frame from the guest, unless ring 0 would fall with it.
-fn release<P: Platform>(cx: &Ctx<'_, P>, mfn: Mfn) -> Option<()> {
-    if gnttab::is_pinned(cx.dom, mfn) {
+fn release<P: Platform>(cx: &Ctx<'_, P>, pinned: &PinnedFrames, mfn: Mfn) -> Option<()> {
+    if pinned.has(cx.dom, mfn) {
         return None;
     }
     mmu::unless_loaded(cx, mfn, || cx.plat.release_frame(mfn)).filter(|&released| released)?;

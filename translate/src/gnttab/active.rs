@@ -65,6 +65,18 @@ impl Active {
         state as u32 != 0 && state & SUB_PAGE != 0
     }
 
+    /// The frame of one that is in use. What somebody makes of it now is waited for: until then the frame
+    /// is that of its last use.
+    pub(super) fn used_frame(&self) -> Option<Mfn> {
+        loop {
+            let state = self.state.load(Ordering::Acquire);
+            if state & LOCKED == 0 {
+                return (state as u32 != 0).then(|| Mfn(self.mfn.load(Ordering::Relaxed)));
+            }
+            core::hint::spin_loop();
+        }
+    }
+
     fn lock(&self) -> Locked<'_> {
         loop {
             let state = self.state.load(Ordering::Relaxed);
@@ -272,7 +284,7 @@ pub(super) fn usable<P: Platform>(
         return Err(GrantStatus::BAD_PAGE);
     }
     let vcpus = dom.vcpus.iter().take(dom.nr_vcpus as usize);
-    if write && vcpus.map(|vcpu| vcpu.l4.load(Ordering::Relaxed)).any(|l4| l4 == mfn.0) {
+    if write && vcpus.into_iter().any(|vcpu| vcpu.roots.may_be(mfn)) {
         return Err(GrantStatus::GENERAL_ERROR);
     }
     Ok(())
@@ -478,17 +490,6 @@ pub fn release(dom: &Domain, gref: GrantRef, write: bool) {
     open(dom).release(gref, write);
 }
 
-/// Whether a frame is in use by a grant: then it cannot be given up. (Xen takes it, and keeps it
-/// back until the last user has gone.)
-#[must_use]
-pub fn is_pinned(dom: &Domain, mfn: Mfn) -> bool {
-    let table = dom.gnttab.table.read();
-    let mut used = table.active.iter().take(table.nr_entries() as usize);
-    used.any(|active| {
-        active.state.load(Ordering::Acquire) != 0 && active.mfn.load(Ordering::Relaxed) == mfn.0
-    })
-}
-
 /// The table, held against a change of its size or version while several grants are looked at.
 pub struct Grants<'a> {
     dom: &'a Domain,
@@ -546,7 +547,7 @@ impl Grants<'_> {
     #[inline(never)]
     fn look_at_l4s(&self) -> (u64, u64) {
         let vcpus = self.dom.vcpus.iter().take(self.dom.nr_vcpus as usize);
-        let l4s = vcpus.map(|vcpu| vcpu.l4.load(Ordering::Relaxed));
+        let l4s = vcpus.flat_map(|vcpu| vcpu.roots.frames());
         let range = l4s.fold((u64::MAX, 0), |(first, last), l4| (first.min(l4), last.max(l4)));
         self.l4s.set(Some(range));
         range

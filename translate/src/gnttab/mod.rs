@@ -16,6 +16,7 @@ mod active;
 mod copy;
 mod map;
 mod op;
+mod pinned;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -38,7 +39,8 @@ use crate::platform::Platform;
 use crate::regs::CpuRegs;
 use crate::time::handle_okay;
 
-pub use active::{Access, Grants, access, is_pinned, map_page, open, release};
+pub use active::{Access, Grants, access, map_page, open, release};
+pub use pinned::PinnedFrames;
 pub use transfer::transfer_to_guest;
 
 /// Frames of entries a table may have (`gnttab_max_frames`, 64 by default).

@@ -1,7 +1,7 @@
 //! Backends' pins, against a model.
 
 use super::*;
-use crate::gnttab::{Access, access, is_pinned, map_page, open, release};
+use crate::gnttab::{Access, PinnedFrames, access, map_page, open, release};
 use crate::platform::GuestMemory;
 
 /// Grants the model looks at.
@@ -255,7 +255,7 @@ fn counters_do_not_overflow() {
 #[test]
 fn the_l4_in_use_is_not_written() {
     let m = machine();
-    m.dom.vcpus[0].l4.store(mfn(10).0, core::sync::atomic::Ordering::Relaxed);
+    m.dom.vcpus[0].roots.begin(mfn(10));
     grant(&m, 3, gtf::PERMIT_ACCESS, 10);
     assert!(access(&m.dom, &m.plat, GrantRef(3), false).is_ok());
     assert_eq!(access(&m.dom, &m.plat, GrantRef(3), true), Err(GrantStatus::GENERAL_ERROR));
@@ -281,10 +281,11 @@ fn frames_in_use_are_not_given_up() {
     let access = access(&m.dom, &m.plat, GrantRef(8), true).unwrap();
     assert_eq!(access.mfn, mfn(21));
     assert_eq!(open(&m.dom).pinned(GrantRef(8)), Some(mfn(21)));
-    assert!(is_pinned(&m.dom, mfn(21)) && !is_pinned(&m.dom, mfn(22)));
+    let pinned = |m: &Machine, pfn| PinnedFrames::now(&m.dom).has(&m.dom, mfn(pfn));
+    assert!(pinned(&m, 21) && !pinned(&m, 22) && !pinned(&m, 21 + 64 * 64));
     assert_eq!(give_up(&mut m), Ok(Outcome::Return(0)));
     release(&m.dom, GrantRef(8), true);
-    assert!(!is_pinned(&m.dom, mfn(21)));
+    assert!(!pinned(&m, 21));
     assert_eq!(open(&m.dom).pinned(GrantRef(8)), None);
     assert_eq!(give_up(&mut m), Ok(Outcome::Return(1)));
 }

@@ -15,7 +15,7 @@
 //! The guest's pages are held by address and looked up at each use: a page the guest gave away
 //! meanwhile is gone, and its events with it.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use spin::{Mutex, MutexGuard};
 use xen_abi::event_channel::{FifoArrayPage, FifoControlBlock, fifo as abi};
@@ -195,7 +195,10 @@ pub(super) fn init_control<P: Platform>(
     for (port, slot) in (1u32..).zip(channels.ports.iter().skip(1)) {
         slot.set_state(slot.state().with_priority(abi::PRIORITY_DEFAULT));
         slot.last_queue.store(0, Ordering::Relaxed);
-        slot.saved_pending.store(super::two_level::is_pending(dom, port), Ordering::Relaxed);
+        // Another processor may have raised it already, by the new ABI.
+        if super::two_level::is_pending(dom, port) {
+            slot.saved_pending.store(true, Ordering::Relaxed);
+        }
     }
     Ok(())
 }
@@ -227,6 +230,8 @@ pub(super) fn expand_array<P: Platform>(
         fifo.num_evtchns.store(first + abi::WORDS_PER_PAGE as u32, Ordering::Release);
         first
     };
+    // Against `word_or_save`: it sees the page, or what it saved is seen here.
+    fence(Ordering::SeqCst);
     let ports = channels.ports.iter().enumerate().skip(first as usize);
     for (port, slot) in ports.take(abi::WORDS_PER_PAGE) {
         if slot.saved_pending.swap(false, Ordering::Relaxed) {
@@ -266,22 +271,21 @@ pub(super) fn set_pending<P: Platform>(
 ) {
     let fifo = &dom.evtchn.fifo;
     let Some(slot) = dom.evtchn.ports.get(port as usize) else { return };
-    let Some(word) = fifo.word(plat, port) else {
-        slot.saved_pending.store(true, Ordering::Relaxed);
-        return;
-    };
+    let Some(word) = word_or_save(fifo, plat, port, slot) else { return };
     let queue = Queue { vcpu: state.vcpu(), priority: state.priority() };
-    // Without a control block the guest must not have unmasked the port: the event is dropped.
-    let Some(control) = fifo.control(plat, queue.vcpu) else { return };
 
-    let mut ready = false;
+    let mut ready = None;
     let newly_pending;
     {
-        let Some((mut tail, mut last_tail)) = lock_queues(fifo, slot, queue) else { return };
+        // Without a control block the guest must not have unmasked the port, and one that other processors
+        // keep moving has no queue: as in Xen the event is pending then, and on none.
+        let control = fifo.control(plat, queue.vcpu);
+        let locked = control.and_then(|control| Some((control, lock_queues(fifo, slot, queue)?)));
         // The queue stays locked from here until the word is linked: nobody may be woken for an
         // event that is not yet to be found.
         newly_pending = word.fetch_or(abi::PENDING, Ordering::SeqCst) & abi::PENDING == 0;
-        if word.load(Ordering::SeqCst) & abi::MASKED == 0
+        if let Some((control, (mut tail, mut last_tail))) = locked
+            && word.load(Ordering::SeqCst) & abi::MASKED == 0
             && word.fetch_or(abi::LINKED, Ordering::SeqCst) & abi::LINKED == 0
         {
             // The word was taken off the queue it was on. If it was that queue's tail, the
@@ -297,12 +301,12 @@ pub(super) fn set_pending<P: Platform>(
                 && fifo.word(plat, *tail).is_some_and(|tail_word| set_link(tail_word, port));
             if !appended && let Some(head) = control.head.get(queue.priority as usize) {
                 head.store(port, Ordering::Release);
-                ready = true;
+                ready = Some(control);
             }
             *tail = port;
         }
     }
-    if ready {
+    if let Some(control) = ready {
         let bit = 1 << queue.priority;
         if control.ready.fetch_or(bit, Ordering::SeqCst) & bit == 0 {
             mark_events_pending(dom, plat, here, queue.vcpu);
@@ -311,6 +315,21 @@ pub(super) fn set_pending<P: Platform>(
     if newly_pending {
         check_pollers(dom, plat, here, port);
     }
+}
+
+/// A port's event word; where the guest has not added its page yet, the event is saved until it does.
+fn word_or_save<P: Platform>(
+    fifo: &Fifo,
+    plat: &P,
+    port: u32,
+    slot: &super::Port,
+) -> Option<&'static AtomicU32> {
+    fifo.word(plat, port).or_else(|| {
+        slot.saved_pending.store(true, Ordering::Relaxed);
+        // Has it come meanwhile, and has whoever added it not seen that?
+        fence(Ordering::SeqCst);
+        fifo.word(plat, port).filter(|_| slot.saved_pending.swap(false, Ordering::Relaxed))
+    })
 }
 
 type Tail<'a> = MutexGuard<'a, u32>;

@@ -332,6 +332,21 @@ fn reset_takes_the_backends_ports() {
     assert_eq!(status(&mut m, console).0, 1);
 }
 
+/// An event of a vCPU that has no queues yet waits in its word until the port is unmasked.
+#[test]
+fn fifo_without_a_control_block() {
+    let mut m = Machine::with(64, 2);
+    let page = mfn(CONTROL).0 as u32;
+    assert_eq!(op(&mut m, EvtchnOp::INIT_CONTROL, &[page, 0, 64, 0]), ret(0));
+    assert_eq!(expand(&mut m, ARRAY), ret(0));
+    let ipi = bind_ipi(&mut m, 1);
+    assert_eq!(op(&mut m, EvtchnOp::SEND, &[ipi]), ret(0));
+    assert_eq!(event_word(&m, ipi).load(SeqCst), abi::PENDING);
+    assert_eq!(op(&mut m, EvtchnOp::INIT_CONTROL, &[page + 1, 0, 64, 1]), ret(0));
+    assert_eq!(op(&mut m, EvtchnOp::UNMASK, &[ipi]), ret(0));
+    assert_eq!(control(&m, 1).head[7].load(SeqCst), ipi);
+}
+
 #[test]
 fn fifo_page_given_away() {
     let mut m = Machine::new();

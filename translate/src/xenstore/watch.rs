@@ -307,6 +307,10 @@ impl Store {
     /// Queues an event of a watch.
     fn send_event(&mut self, side: Side, at: u16, path: &[u8]) {
         let Some(watch) = self.pool.watch(at).copied() else { return };
+        // It fires for its own path when there is room, whatever else changes until then.
+        if watch.lost {
+            return;
+        }
         let shown = if watch.relative { GUEST_PREFIX.len() } else { 0 };
         let shown = path.get(shown..).unwrap_or_default();
         let mut text = core::mem::take(&mut self.text);

@@ -322,6 +322,8 @@ impl Game {
         let frame = Frame {
             bytes,
             csum,
+            // What is made is what was there.
+            ip_csum_blank: flags & 64 != 0,
             gso: (flags & 8 != 0).then_some(Gso { mss: 700 }),
             hash: (flags & 16 != 0).then_some(RxHash {
                 value: payload.into(),

@@ -111,7 +111,8 @@ pub struct Outgoing<M> {
     write: u32,
     /// The reader's index as last seen: enough while it leaves room.
     read: u32,
-    /// What `pending_send_size` says.
+    /// What `pending_send_size` says: the largest packet that found no room since one as large
+    /// was written.
     waiting: u32,
 }
 
@@ -185,7 +186,8 @@ impl<M: RingMemory> Outgoing<M> {
 
         // Release: whoever sees the index sees the packet.
         self.memory.store(ControlWord::WriteIndex, self.write, Ordering::Release);
-        if self.waiting != 0 {
+        // What fitted although it came later is no reason not to tell a larger one of its room.
+        if self.waiting != 0 && total >= self.waiting {
             self.waiting = 0;
             self.memory.store(ControlWord::PendingSendSize, 0, Ordering::Relaxed);
         }
@@ -213,8 +215,8 @@ impl<M: RingMemory> Outgoing<M> {
             return Ok(());
         }
         // Ask for a signal, then look again: the reader may have made room in between.
-        self.waiting = total;
-        self.memory.store(ControlWord::PendingSendSize, total, Ordering::Relaxed);
+        self.waiting = self.waiting.max(total);
+        self.memory.store(ControlWord::PendingSendSize, self.waiting, Ordering::Relaxed);
         self.memory.fence();
         self.look()?;
         if self.room() >= total { Ok(()) } else { Err(SendError::Full) }

@@ -178,6 +178,31 @@ fn the_reader_signals_when_it_made_the_room_that_was_waited_for() {
     assert!(!take());
 }
 
+/// A completion, say, that still fits while a packet waits; and one that does not.
+#[test]
+fn a_small_packet_does_not_take_a_larger_one_s_signal() {
+    let (control, mut out, mut incoming) = pair(1);
+    let pending = || control.pending_send_size.load(Ordering::Relaxed);
+    for id in 0..3 {
+        out.write(&in_band(id, &[1; 1000])).expect("there is room");
+    }
+    assert_eq!(out.write(&in_band(3, &[2; 2000])), Err(SendError::Full));
+    assert_eq!(out.write(&in_band(4, &[3; 800])), Ok(false));
+    assert_eq!(pending(), 2024);
+    assert_eq!(out.write(&in_band(5, &[4; 500])), Err(SendError::Full));
+    assert_eq!(pending(), 2024, "both fit then");
+    let mut take = || {
+        incoming.next_packet().expect("sound").expect("a packet");
+        incoming.commit().expect("sound")
+    };
+    assert_eq!([take(), take(), take()], [false, true, false]);
+    // 192 bytes and three times 1024 are free.
+    assert_eq!(out.write(&in_band(5, &[4; 500])), Ok(false));
+    assert_eq!(pending(), 2024);
+    assert_eq!(out.write(&in_band(3, &[2; 2000])), Ok(false));
+    assert_eq!(pending(), 0);
+}
+
 #[test]
 fn writers_without_the_feature_poll() {
     let (control, mut out, mut incoming) = pair(1);
@@ -328,6 +353,12 @@ proptest! {
         let (_, mut out, mut incoming) = pair(pages);
         let (mut sent, mut expected) = (0, alloc::collections::VecDeque::new());
         let (mut reader_sleeps, mut writer_waits) = (true, false);
+        // Bytes of the largest packet that waits.
+        let mut asked = 0;
+        let pages_bytes = |pages: usize| if pages > 0 { 16 + pages * 8 } else { 0 };
+        let total = |pages, payload: &[u8]| {
+            16 + pages_bytes(pages) + payload.len().next_multiple_of(8) + 8
+        };
         for step in steps {
             match step {
                 Step::Receive(budget) => {
@@ -342,20 +373,24 @@ proptest! {
                     reader_sleeps = received == Received::All;
                     prop_assert!(!reader_sleeps || expected.is_empty());
                     if signal {
-                        prop_assert!(writer_waits);
+                        prop_assert!(asked > 0);
                         writer_waits = false;
                     }
                     prop_assert!(!(writer_waits && expected.is_empty()), "room, and no signal");
                 }
                 Step::Send(payload) => {
                     let result = out.write(&in_band(sent, &payload));
+                    let bytes = total(0, &payload);
                     if let Ok(signal) = result {
                         prop_assert_eq!(signal, reader_sleeps && expected.is_empty());
                         expected.push_back((sent, payload));
-                        (sent, writer_waits) = (sent + 1, false);
+                        sent += 1;
+                        if bytes >= asked {
+                            (writer_waits, asked) = (false, 0);
+                        }
                     } else {
                         prop_assert_eq!(result, Err(SendError::Full));
-                        writer_waits = true;
+                        (writer_waits, asked) = (true, asked.max(bytes));
                     }
                 }
                 Step::SendPages(count, payload) => {
@@ -370,11 +405,15 @@ proptest! {
                         External::MultiPage(spans.as_slice())
                     };
                     let packet = OutPacket { external, ..in_band(sent, &payload) };
+                    let total = total(count.into(), &payload);
                     if out.write(&packet).is_ok() {
                         expected.push_back((sent, payload));
-                        (sent, writer_waits) = (sent + 1, false);
+                        sent += 1;
+                        if total >= asked {
+                            (writer_waits, asked) = (false, 0);
+                        }
                     } else {
-                        writer_waits = true;
+                        (writer_waits, asked) = (true, asked.max(total));
                     }
                 }
             }

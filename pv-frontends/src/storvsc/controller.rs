@@ -14,7 +14,7 @@ use spin::{Mutex, RwLock};
 use super::command::control;
 use super::driver::Sink;
 use super::machine::{Found, Machine, Send};
-use super::queue::{Owner, Queue, TIMEOUT_NS};
+use super::queue::{Owner, Queue, Repeat, TIMEOUT_NS};
 use super::result::{Answer, Outcome, asks_for_scan, moves_blocks};
 use super::scan::Seen;
 use super::unit::{Request, Unit};
@@ -136,13 +136,18 @@ impl Controller {
             self.reset_at_ns.store(NEVER, Ordering::Relaxed);
         }
         let Some(queue) = queue else { return };
-        for owner in queue.drain() {
+        self.give_up(sink, queue.drain(), error);
+        queue.free(bus);
+        self.settle(sink);
+    }
+
+    /// Requests end that the host does not have any more.
+    fn give_up<S: Sink>(&self, sink: &S, owners: Vec<Owner>, error: IoError) {
+        for owner in owners {
             if let Owner::Unit(unit, tag) = owner {
                 complete(sink, &unit, tag, Err(error));
             }
         }
-        queue.free(bus);
-        self.settle(sink);
     }
 
     pub(super) fn unit(&self, nr: usize) -> Option<Arc<Unit>> {
@@ -326,8 +331,13 @@ impl Controller {
         {
             self.machine.lock().rescan();
         }
-        let at_once = matches!(outcome, Outcome::News(_));
-        if (at_once || outcome == Outcome::Busy) && queue.again(bus, self.version(), id, at_once) {
+        let why = match outcome {
+            Outcome::News(_) => Some(Repeat::News),
+            Outcome::Busy => Some(Repeat::Busy),
+            Outcome::Aborted => Some(Repeat::Aborted),
+            Outcome::Done(_) | Outcome::Failed(_) => None,
+        };
+        if why.is_some_and(|why| queue.again(bus, self.version(), id, why)) {
             return;
         }
         let Some(ended) = queue.take(id) else { return };
@@ -353,7 +363,8 @@ impl Controller {
                     }
                     Outcome::Done(_) => Ok(()),
                     Outcome::Failed(error) => Err(error),
-                    Outcome::News(_) | Outcome::Busy => Err(IoError::Io),
+                    _ if !unit.is_present() => Err(IoError::Removed),
+                    Outcome::News(_) | Outcome::Busy | Outcome::Aborted => Err(IoError::Io),
                 };
                 complete(sink, &unit, tag, result);
             }
@@ -461,9 +472,11 @@ impl Controller {
             let overdue = queue.look(bus, self.version(), now);
             late += overdue.late;
             were_late |= overdue.were_late;
+            self.give_up(sink, overdue.orphans, IoError::Removed);
             next = next.into_iter().chain(overdue.next_ns).min();
             nr += 1;
         }
+        self.take_leave(sink);
         if !were_late {
             self.reset_at_ns.store(NEVER, Ordering::Relaxed);
         }

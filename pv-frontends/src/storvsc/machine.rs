@@ -294,7 +294,7 @@ impl Machine {
         self.is_sent = false;
         let data = match outcome {
             Outcome::Done(bytes) => Ok(bytes as usize),
-            Outcome::News(_) | Outcome::Busy => Err(IoError::Io),
+            Outcome::News(_) | Outcome::Busy | Outcome::Aborted => Err(IoError::Io),
             Outcome::Failed(error) => Err(error),
         };
         match self.step {

@@ -25,9 +25,15 @@ pub(super) const UNMAP_BYTES: usize = size_of::<UnmapHeader>() + size_of::<Unmap
 const UNMAP_ROOM: usize = 32;
 /// How long a request may take.
 pub(super) const TIMEOUT_NS: u64 = 180_000_000_000;
-/// Until a request the device was too busy for is sent again.
+/// Until a request the device was too busy for is sent again, at first; then twice that, and so on.
 const BUSY_WAIT_NS: u64 = 10_000_000;
-/// How often a request is sent in all.
+/// As above, for one the host gave up on.
+const ABORTED_WAIT_NS: u64 = 100_000_000;
+/// No wait is longer.
+const MAX_WAIT_NS: u64 = 1_000_000_000;
+/// How long a device may be too busy for a scan's command; the next scan asks again.
+const SCAN_BUSY_NS: u64 = 2_000_000_000;
+/// How often a request is sent in all; those the device was too busy for do not count.
 const MAX_TRIES: u8 = 8;
 
 /// A request's memory: one range of a packet, whose frames are in the slot's share of the table.
@@ -77,6 +83,15 @@ pub(super) enum Owner {
     Unit(Arc<Unit>, Tag),
 }
 
+/// Why a request is sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// The device only had news.
+    News,
+    Busy,
+    Aborted,
+}
+
 /// A request the host has, or will be sent again.
 #[derive(Debug)]
 struct Pending {
@@ -85,13 +100,78 @@ struct Pending {
     cdb: Cdb,
     direction: Direction,
     range: Range,
+    /// Answers that do for another try.
     tries: u8,
+    /// How long it waited last.
+    wait_ns: u64,
+    /// Until when the device may be too busy for it; 0: it was not yet.
+    busy_until_ns: u64,
     /// Waits to be sent again; the host does not have it.
     is_waiting: bool,
     /// It was late before.
     is_late: bool,
     /// When it is late, or is to be sent again.
     at_ns: u64,
+}
+
+impl Pending {
+    fn new(
+        owner: Owner,
+        address: UnitAddress,
+        cdb: Cdb,
+        direction: Direction,
+        range: Range,
+    ) -> Self {
+        Self {
+            owner,
+            address,
+            cdb,
+            direction,
+            range,
+            tries: 0,
+            wait_ns: 0,
+            busy_until_ns: 0,
+            is_waiting: false,
+            is_late: false,
+            at_ns: 0,
+        }
+    }
+
+    /// Has it wait to be sent again; `false`: that was often, or long, enough.
+    fn repeat(&mut self, why: Repeat, now: u64) -> bool {
+        let patience_ns = match &self.owner {
+            Owner::Control | Owner::Reset => return false,
+            Owner::Unit(..) if self.is_orphan() => return false,
+            Owner::Unit(..) => TIMEOUT_NS,
+            Owner::Own => SCAN_BUSY_NS,
+        };
+        if why == Repeat::Busy {
+            if self.busy_until_ns == 0 {
+                self.busy_until_ns = now.saturating_add(patience_ns);
+            }
+            if now >= self.busy_until_ns {
+                return false;
+            }
+        } else {
+            self.tries += 1;
+            if self.tries >= MAX_TRIES {
+                return false;
+            }
+        }
+        self.wait_ns = match why {
+            Repeat::News => 0,
+            Repeat::Busy => (self.wait_ns * 2).clamp(BUSY_WAIT_NS, MAX_WAIT_NS),
+            Repeat::Aborted => (self.wait_ns * 2).clamp(ABORTED_WAIT_NS, MAX_WAIT_NS),
+        };
+        self.is_waiting = true;
+        self.at_ns = now.saturating_add(self.wait_ns);
+        true
+    }
+
+    /// Its unit is gone, and another may be in the same place.
+    fn is_orphan(&self) -> bool {
+        matches!(&self.owner, Owner::Unit(unit, _) if !unit.is_present())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -116,12 +196,14 @@ pub(super) struct Ended {
 }
 
 /// What is to be done about requests that take long.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Overdue {
     /// Requests that are late, and as late again, since the last look.
     pub late: usize,
     /// The host has requests that were late at an earlier look.
     pub were_late: bool,
+    /// Requests that waited to be sent again when their unit went: they ended.
+    pub orphans: Vec<Owner>,
     /// When to look again.
     pub next_ns: Option<u64>,
 }
@@ -204,17 +286,9 @@ impl Queue {
             None => Range::of(io.segments, share),
         };
         let range = range.ok_or(SendError::BadSpan)?;
-        let pending = Pending {
-            owner: Owner::Unit(Arc::clone(unit), tag),
-            address: unit.address(),
-            cdb: request.cdb,
-            direction: request.direction,
-            range,
-            tries: 0,
-            is_waiting: false,
-            is_late: false,
-            at_ns: 0,
-        };
+        let owner = Owner::Unit(Arc::clone(unit), tag);
+        let (cdb, direction) = (request.cdb, request.direction);
+        let pending = Pending::new(owner, unit.address(), cdb, direction, range);
         self.start(bus, version, &mut slots, nr, pending)
     }
 
@@ -235,17 +309,8 @@ impl Queue {
             let share = slots.frames.get_mut(self.share(nr)).unwrap_or_default();
             range = Range::of(&[segment], share).ok_or(SendError::BadSpan)?;
         }
-        let pending = Pending {
-            owner: Owner::Own,
-            address,
-            cdb,
-            direction: if range.frames == 0 { Direction::None } else { Direction::In },
-            range,
-            tries: 0,
-            is_waiting: false,
-            is_late: false,
-            at_ns: 0,
-        };
+        let direction = if range.frames == 0 { Direction::None } else { Direction::In };
+        let pending = Pending::new(Owner::Own, address, cdb, direction, range);
         self.start(bus, version, &mut slots, nr, pending)
     }
 
@@ -262,17 +327,10 @@ impl Queue {
         self.write(bus, transaction(nr, generation), External::None, payload)?;
         let at_ns = bus.hypervisor().now_ns().saturating_add(TIMEOUT_NS);
         bus.deadline_at(at_ns);
-        let pending = Pending {
-            owner,
-            address: UnitAddress { path: 0, target: 0, lun: 0 },
-            cdb: Cdb::test_unit_ready(),
-            direction: Direction::None,
-            range: Range::default(),
-            tries: MAX_TRIES,
-            is_waiting: false,
-            is_late: false,
-            at_ns,
-        };
+        let address = UnitAddress { path: 0, target: 0, lun: 0 };
+        let cdb = Cdb::test_unit_ready();
+        let pending = Pending::new(owner, address, cdb, Direction::None, Range::default());
+        let pending = Pending { at_ns, ..pending };
         occupy(&mut slots, nr, generation, pending);
         Ok(())
     }
@@ -314,7 +372,6 @@ impl Queue {
             Some(gpfns) => External::Frames { offset, bytes, gpfns },
         };
         self.write(bus, transaction(nr, generation), external, &payload)?;
-        pending.tries += 1;
         (pending.is_waiting, pending.is_late) = (false, false);
         pending.at_ns = bus.hypervisor().now_ns().saturating_add(TIMEOUT_NS);
         bus.deadline_at(pending.at_ns);
@@ -365,26 +422,23 @@ impl Queue {
         Some(pending.range.bytes)
     }
 
-    /// Sends a request again that was answered: at once, or after a while. `false`: it was sent
-    /// too often, or is none.
+    /// Sends a request again that was answered: at once, or after a while. `false`: not any more, or
+    /// it is none.
     pub(super) fn again<H: Hypervisor>(
         &self,
         bus: &VmBus<H>,
         version: Version,
         transaction_id: u64,
-        at_once: bool,
+        why: Repeat,
     ) -> bool {
         let mut slots = self.slots.lock();
         let Some(nr) = slot_of(&slots, transaction_id) else { return false };
         let Some(slot) = slots.slots.get_mut(usize::from(nr)) else { return false };
         let Some(mut pending) = slot.pending.take() else { return false };
-        let is_given_up = pending.tries >= MAX_TRIES;
-        if !is_given_up {
-            pending.is_waiting = true;
-            let now = bus.hypervisor().now_ns();
-            pending.at_ns = if at_once { now } else { now.saturating_add(BUSY_WAIT_NS) };
+        let repeats = pending.repeat(why, bus.hypervisor().now_ns());
+        if repeats {
             bus.poll_at(pending.at_ns);
-            if at_once {
+            if why == Repeat::News {
                 let generation = next_generation(&slots, nr);
                 // Where there is no room now, there is when it is looked at again.
                 if self.send(bus, version, &slots, nr, generation, &mut pending).is_ok()
@@ -397,7 +451,7 @@ impl Queue {
         if let Some(slot) = slots.slots.get_mut(usize::from(nr)) {
             slot.pending = Some(pending);
         }
-        !is_given_up
+        repeats
     }
 
     /// Sends what waits for that, and looks for requests that are late.
@@ -414,6 +468,11 @@ impl Queue {
             let Some(mut pending) = slots.slots.get_mut(at).and_then(|s| s.pending.take()) else {
                 continue;
             };
+            if pending.is_waiting && pending.is_orphan() {
+                slots.free.push(nr);
+                overdue.orphans.push(pending.owner);
+                continue;
+            }
             overdue.were_late |= pending.is_late;
             if pending.at_ns <= now {
                 if pending.is_waiting {

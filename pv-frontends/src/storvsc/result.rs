@@ -53,6 +53,8 @@ pub(super) enum Outcome {
     News(AdditionalSense),
     /// Again, a little later.
     Busy,
+    /// The host gave up on it, and may not the next time.
+    Aborted,
     /// It failed.
     Failed(IoError),
 }
@@ -84,8 +86,8 @@ fn outcome(status: NtStatus, request: &ScsiRequest, wanted: u32) -> Outcome {
         return by_sense(&sense, moved);
     }
     match srb.code() {
-        // The host gave up on it for reasons of its own, or for a RESET_BUS.
-        SrbStatus::ABORTED | SrbStatus::TIMEOUT | BUS_RESET => Outcome::Busy,
+        // For reasons of its own, or for a RESET_BUS.
+        SrbStatus::ABORTED | SrbStatus::TIMEOUT | BUS_RESET => Outcome::Aborted,
         SrbStatus::INVALID_REQUEST => Outcome::Failed(IoError::Unsupported),
         _ => Outcome::Failed(IoError::Io),
     }
@@ -99,7 +101,8 @@ fn by_sense(sense: &Sense, moved: u32) -> Outcome {
     match (sense.sense_key(), sense.additional()) {
         (SenseKey::NO_SENSE | SenseKey::RECOVERED_ERROR, _) => Outcome::Done(moved),
         (SenseKey::UNIT_ATTENTION, news) => Outcome::News(news),
-        (SenseKey::ABORTED_COMMAND, _) | (SenseKey::NOT_READY, BECOMING_READY) => Outcome::Busy,
+        (SenseKey::ABORTED_COMMAND, _) => Outcome::Aborted,
+        (SenseKey::NOT_READY, BECOMING_READY) => Outcome::Busy,
         (SenseKey::DATA_PROTECT, NO_SPACE) => Outcome::Failed(IoError::NoSpace),
         (SenseKey::ILLEGAL_REQUEST, AdditionalSense::INVALID_COMMAND_OPERATION_CODE) => {
             Outcome::Failed(IoError::Unsupported)
@@ -155,7 +158,7 @@ mod tests {
         assert_eq!(judge(0x04, ScsiStatus::TASK_SET_FULL, None), Outcome::Busy);
         assert_eq!(judge(0x04, good, None), failed(IoError::Io));
         for aborted in [0x02, 0x09, 0x0e] {
-            assert_eq!(judge(aborted, good, None), Outcome::Busy);
+            assert_eq!(judge(aborted, good, None), Outcome::Aborted);
         }
         assert_eq!(judge(0x00, good, None), failed(IoError::Io), "not answered at all");
         assert_eq!(judge(0x06, good, None), failed(IoError::Unsupported));
@@ -170,7 +173,7 @@ mod tests {
         assert_eq!(sense(SenseKey::DATA_PROTECT, 0x2700), failed(IoError::Io));
         assert_eq!(sense(SenseKey::ILLEGAL_REQUEST, 0x2000), failed(IoError::Unsupported));
         assert_eq!(sense(SenseKey::ILLEGAL_REQUEST, 0x2500), failed(IoError::Removed));
-        assert_eq!(sense(SenseKey::ABORTED_COMMAND, 0), Outcome::Busy);
+        assert_eq!(sense(SenseKey::ABORTED_COMMAND, 0), Outcome::Aborted);
         assert_eq!(sense(SenseKey::NOT_READY, 0x0401), Outcome::Busy);
         assert_eq!(sense(SenseKey::NOT_READY, 0x3a00), failed(IoError::Io));
         // The host as a whole failed it.

@@ -1,12 +1,18 @@
 //! Requests that take long, and devices that are busy.
 
 use super::SECOND;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use hv_abi::scsi::{AdditionalSense, Opcode, SenseKey};
 use hv_abi::storvsc::Operation;
 use hv_abi::vmbus::offer::interface;
 
 use super::bench::{Bench, PRIMARY, segment};
-use super::host::Fault;
-use crate::blkback::{BlockDevice, Io, IoError, Operation as Op, Segment, Submitted, Tag};
+use super::host::{Fault, Medium};
+use crate::blkback::{
+    BlockDevice, Io, IoError, IoResult, Operation as Op, Segment, Submitted, Tag,
+};
 
 const BEGIN_INITIALIZATION: u32 = 7;
 const RESET_BUS: u32 = 6;
@@ -120,4 +126,53 @@ fn a_host_that_does_not_begin_again() {
         bench.run();
         assert_eq!(bench.io(Op::Read, 0, &segments), Ok(()));
     }
+}
+
+/// How long, in ms, a request takes that these faults befall, and how it ends.
+fn befall(faults: Vec<Fault>) -> (u64, IoResult) {
+    let mut bench = Bench::ready();
+    let segments = [segment(bench.page().0, 0, 512)];
+    bench.host.faults = faults.into();
+    submit(&mut bench, 1, &segments);
+    let mut waited_ms = 0;
+    loop {
+        if let [(1, result)] = bench.completed()[..] {
+            return (waited_ms, result);
+        }
+        assert!(waited_ms < 300_000);
+        bench.pass(10_000_000);
+        waited_ms += 10;
+    }
+}
+
+#[test]
+fn busy_devices_and_aborted_commands() {
+    let (waited_ms, result) = befall(vec![Fault::Busy; 100]);
+    assert_eq!(result, Ok(()));
+    assert!((90_000..100_000).contains(&waited_ms), "1 s at most: {waited_ms}");
+    let (waited_ms, result) = befall(vec![Fault::Busy; 1000]);
+    assert_eq!(result, Err(IoError::Io));
+    assert!((180_000..=181_000).contains(&waited_ms), "{waited_ms}");
+    let aborted = Fault::Sense(SenseKey::ABORTED_COMMAND, AdditionalSense::NONE);
+    let (waited_ms, result) = befall(vec![aborted.clone(); 7]);
+    assert_eq!(result, Ok(()));
+    assert!((4000..5000).contains(&waited_ms), "{waited_ms}");
+    assert_eq!(befall(vec![aborted; 8]).1, Err(IoError::Io));
+}
+
+#[test]
+fn a_request_that_waits_does_not_go_to_another_disk() {
+    let mut bench = Bench::ready();
+    let segments = [segment(bench.page().0, 0, 512)];
+    bench.host.faults.push_back(Fault::Busy);
+    submit(&mut bench, 1, &segments);
+    bench.host.media.clear();
+    bench.host.enumerate(&bench.bus, PRIMARY);
+    bench.run();
+    bench.host.media.insert(0, Medium::disk(4096));
+    bench.pass(SECOND);
+    assert_eq!(bench.completed(), [(1, Err(IoError::Removed))]);
+    assert_eq!(*bench.notes.removed.lock(), [0]);
+    let reads = bench.host.commands.iter().filter(|opcode| **opcode == Opcode::READ_10);
+    assert_eq!(reads.count(), 1);
 }

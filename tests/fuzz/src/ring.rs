@@ -78,7 +78,7 @@ struct Model {
     /// Of these, read.
     read: usize,
     is_masked: bool,
-    /// What the writer found no room for.
+    /// The largest the writer found no room for, since it wrote one as large.
     waiting: Option<usize>,
     /// Somebody wrote where he should not: nothing is known any more but bounds.
     is_spoilt: bool,
@@ -101,11 +101,11 @@ impl Model {
                 assert_eq!(signal, is_asleep, "a signal when the reader sleeps, else none");
                 self.used += bytes;
                 self.packets.push_back(packet);
-                self.waiting = None;
+                self.waiting = self.waiting.filter(|waiting| *waiting > bytes);
             }
             Err(SendError::Full) => {
                 assert!(bytes > room && bytes <= self.bytes - 8);
-                self.waiting = Some(bytes);
+                self.waiting = self.waiting.max(Some(bytes));
             }
             Err(SendError::TooLarge) => assert!(bytes > self.bytes - 8),
             Err(error) => panic!("{error:?} from a sound ring"),

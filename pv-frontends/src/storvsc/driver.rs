@@ -56,8 +56,8 @@ impl<T: Sink> Sink for Arc<T> {
 }
 
 /// What controllers may use. In pages, a channel takes `outgoing_pages + incoming_pages + 2`, and
-/// one for each 128 requests; on the heap, for each request about 120 bytes and 8 for each page of
-/// `max_transfer_bytes`.
+/// one for each 128 requests, two of its own among them; on the heap, for each request about 120
+/// bytes and 8 for each page of `max_transfer_bytes`.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Data pages of rings towards the host.

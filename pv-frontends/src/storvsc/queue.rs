@@ -23,6 +23,9 @@ use crate::vmbus::{Channel, External, Hypervisor, OutPacket, PageSpan, SendError
 pub(super) const UNMAP_BYTES: usize = size_of::<UnmapHeader>() + size_of::<UnmapDescriptor>();
 /// Room for it in a page; no range crosses a page.
 const UNMAP_ROOM: usize = 32;
+/// Slots that no unit's request gets: one for the controller's conversation, one for a reset, which
+/// is needed most when the host answers none of the others.
+const OWN_SLOTS: u16 = 2;
 /// How long a request may take.
 pub(super) const TIMEOUT_NS: u64 = 180_000_000_000;
 /// Until a request the device was too busy for is sent again, at first; then twice that, and so on.
@@ -221,17 +224,18 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// A queue of `requests` requests of up to `max_frames` pages; `None` without memory.
+    /// A queue of `requests` requests of units of up to `max_frames` pages; `None` without memory.
     pub(super) fn new<H: Hypervisor>(
         hv: &H,
         channel: Arc<Channel>,
         requests: u16,
         max_frames: usize,
     ) -> Option<Self> {
-        let count = usize::from(requests);
+        let last = requests.saturating_add(OWN_SLOTS - 1);
+        let count = usize::from(last) + 1;
         let slots = Slots {
             slots: list(count, |_| Slot::default())?.into_boxed_slice(),
-            free: list(count, |nr| requests - 1 - nr as u16)?,
+            free: list(count, |nr| last - nr as u16)?,
             frames: list(count * max_frames, |_| 0)?.into_boxed_slice(),
         };
         let pages = (count * UNMAP_ROOM).div_ceil(PAGE_SIZE);
@@ -278,7 +282,8 @@ impl Queue {
         if !unit.is_present() {
             return Err(SendError::Closed);
         }
-        let Some(nr) = slots.free.last().copied() else { return Err(SendError::Full) };
+        let free = slots.free.last().filter(|_| slots.free.len() > usize::from(OWN_SLOTS));
+        let Some(nr) = free.copied() else { return Err(SendError::Full) };
         let share = slots.frames.get_mut(self.share(nr)).unwrap_or_default();
         let range = match request.unmap {
             Some((lba, blocks)) => self.put_unmap(nr, lba, blocks, share),

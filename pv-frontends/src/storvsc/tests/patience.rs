@@ -1,18 +1,19 @@
 //! Requests that take long, and devices that are busy.
 
-use super::SECOND;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use hv_abi::scsi::{AdditionalSense, Opcode, SenseKey};
-use hv_abi::storvsc::Operation;
+use hv_abi::storvsc::{Operation, Version};
 use hv_abi::vmbus::offer::interface;
 
+use super::SECOND;
 use super::bench::{Bench, PRIMARY, segment};
 use super::host::{Fault, Medium};
 use crate::blkback::{
     BlockDevice, Io, IoError, IoResult, Operation as Op, Segment, Submitted, Tag,
 };
+use crate::storvsc::Config;
 
 const BEGIN_INITIALIZATION: u32 = 7;
 const RESET_BUS: u32 = 6;
@@ -72,6 +73,19 @@ fn a_reset_that_does_not_help_is_followed_by_a_close() {
     bench.pass(11 * SECOND);
     assert_eq!(bench.completed(), [(1, Err(IoError::Io))]);
     assert_eq!(bench.io(Op::Read, 0, &segments), Ok(()));
+}
+
+#[test]
+fn a_reset_has_room_when_nothing_is_answered() {
+    let config = Config { requests: 4, ..Config::default() };
+    let mut bench = Bench::new(config, Version::V6_2, vec![(0, Medium::disk(4096))]);
+    bench.run();
+    let segments = [segment(bench.page().0, 0, 512)];
+    (0..4).for_each(|tag| keep(&mut bench, tag, &segments));
+    bench.pass(181 * SECOND);
+    assert_eq!(count(&bench, RESET_BUS), 1);
+    bench.pass(SECOND);
+    assert_eq!(bench.completed(), [0, 1, 2, 3].map(|tag| (tag, Ok(()))));
 }
 
 #[test]

@@ -263,8 +263,6 @@ impl<H: Hypervisor> VmBus<H> {
             self.publish(&rings.channel);
         }
         state.event(driver, Event::Opened(id));
-        // A signal that came before the channel was known would be lost otherwise.
-        self.again(id);
     }
 
     fn on_gpadl_torndown(&self, state: &mut State, message: &GpadlTorndown) {

@@ -123,8 +123,11 @@ impl<H: Hypervisor> VmBus<H> {
             }
             None => self.drivers.iter().for_each(|driver| driver.on_event(self, event)),
         }
-        if let Event::Rescinded(id) = *event {
-            self.release(id);
+        match *event {
+            Event::Rescinded(id) => self.release(id),
+            // A signal that came before the driver knew the channel would be lost otherwise.
+            Event::Opened(id) => self.again(id),
+            _ => {}
         }
     }
 }

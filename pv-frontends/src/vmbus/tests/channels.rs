@@ -369,3 +369,65 @@ fn hosts_below_5_may_want_a_bit_beside_the_signal() {
         assert_eq!(page.guest_to_host[1].load(Ordering::Relaxed), expected);
     }
 }
+
+/// Reads channels it knows.
+#[derive(Default)]
+struct Late {
+    known: Mutex<Vec<ChannelId>>,
+    read: Mutex<Vec<u64>>,
+    /// The host, and how it is asked to open the channel: it answers while the driver is busy.
+    host: Mutex<Option<(Server, Vec<u8>)>>,
+}
+
+impl Driver<Fake> for Late {
+    fn wants(&self, _: &OfferChannel) -> bool {
+        true
+    }
+
+    fn on_event(&self, bus: &VmBus<Fake>, event: &Event) {
+        if let Event::Opened(id) = *event {
+            self.known.lock().push(id);
+        }
+        if let Some((mut server, open)) = self.host.lock().take() {
+            // As on another processor, with a packet at once and before the driver is told.
+            server.answer(bus, hv_abi::vmbus::ConnectionId(server.message_connection), &open);
+            let host = server.channels.get_mut(&ID.0).expect("open");
+            assert_eq!(host.outgoing.write(&packet(5, b"early")), Ok(true));
+            bus.on_signal(ID);
+            bus.poll();
+            assert!(self.known.lock().is_empty());
+        }
+    }
+
+    fn on_signal(&self, bus: &VmBus<Fake>, channel: &Channel) -> Received {
+        if !self.known.lock().contains(&channel.id()) {
+            return Received::All;
+        }
+        bus.receive(channel, 9, |packet| self.read.lock().push(packet.transaction_id()))
+    }
+}
+
+#[test]
+fn what_came_before_the_driver_knew_the_channel_is_read() {
+    let fake = Fake::default();
+    let driver = Arc::new(Late::default());
+    let drivers: Box<[Arc<dyn Driver<Fake>>]> = Box::new([Arc::clone(&driver) as _]);
+    let bus = VmBus::new(fake.clone(), drivers);
+    let mut server = Server::new(fake.clone());
+    server.offer(ID.0, interface::SCSI, 1, 0);
+    bus.connect();
+    server.run(&bus);
+    bus.open(ID, &PARAMS).expect("it is closed");
+    server.ignore.push(MessageType::OPEN_CHANNEL);
+    server.run(&bus);
+    server.ignore.clear();
+    let open = server.ignored.pop().expect("it was asked");
+    server.offer(8, interface::SCSI, 2, 0);
+    let offer = server.offers[&8];
+    *driver.host.lock() = Some((server, open));
+    bus.on_message(offer.as_bytes());
+    assert_eq!(*driver.known.lock(), [ID]);
+    assert!(bus.next_poll_ns() <= fake.inner().now_ns);
+    bus.poll();
+    assert_eq!(*driver.read.lock(), [5]);
+}

@@ -8,6 +8,9 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 
+/// Tests at once, at most: each may have an emulated machine of three gigabytes.
+const MOST: usize = 4;
+
 /// The tests of a program, and what they share.
 pub struct Trials<S> {
     arguments: Arguments,
@@ -44,7 +47,7 @@ impl<S: Send + 'static> Trials<S> {
         !self.ignored && !self.arguments.list
     }
 
-    /// What tests that run one after the other share.
+    /// What the first test shares with others.
     pub fn shared(&self) -> MutexGuard<'_, S> {
         a_free_one(&self.shared)
     }
@@ -83,10 +86,11 @@ impl<S: Send + 'static> Trials<S> {
 }
 
 impl<S: Default + Send + 'static> Trials<S> {
-    /// None yet, of which as many run at once as there are processors.
+    /// None yet, of which as many run at once as there are processors, up to [`MOST`]: an emulated machine is
+    /// busy on one of them.
     pub fn beside_each_other() -> Self {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        Self::sharing((0..processors).map(|_| S::default()).collect())
+        Self::sharing((0..processors.min(MOST)).map(|_| S::default()).collect())
     }
 }
 

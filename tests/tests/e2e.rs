@@ -11,7 +11,7 @@
 //! Without `PONTOON_E2E=1` the tests are ignored: they fetch kernels and take
 //! minutes, which a plain `cargo test` should not.
 //!
-//! One host runs all guests, one after the other.
+//! They run beside each other, each on a host that runs the guests of other tests before and after.
 
 use anyhow::{Context, Result, bail, ensure};
 use hvhost::features::{HvFeatures, NAMES};
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let chosen = list("PONTOON_E2E_KERNELS", ",");
     let takes_all = chosen.is_some();
     let kernels = chosen.unwrap_or_else(|| KERNELS.map(str::to_owned).to_vec());
-    let mut trials = Trials::new(Lab::default());
+    let mut trials = Trials::<Lab>::beside_each_other();
     let mut add = |name: String, test: Test, kernel: &str, without: &[String]| {
         let (kernel, without) = (kernel.to_owned(), without.to_vec());
         trials.add(name, move |lab| test(lab, &kernel, &without), Lab::on_a_new_host);

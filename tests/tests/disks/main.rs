@@ -9,8 +9,8 @@
 //! - `PONTOON_CPUS`: processors of guests under the shim; default: 1.
 //! - `PONTOON_E2E_SHOW=1`, `PONTOON_E2E_UNDER`: as for the boots, `tests/e2e.rs`.
 //!
-//! Without `PONTOON_E2E=1` the tests are ignored. One host runs all guests, one after
-//! the other.
+//! Without `PONTOON_E2E=1` the tests are ignored. They run beside each other, each on a host that runs
+//! the guests of other tests before and after.
 
 mod native;
 mod power;
@@ -22,7 +22,7 @@ use pontoon_tests::trials::{Trials, kernels};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut trials = Trials::new(Lab::default());
+    let mut trials = Trials::<Lab>::beside_each_other();
     let again = Lab::once_more;
     for image in system::images() {
         let name = format!("{}-{:?}", image.suite, image.table).to_lowercase();

@@ -91,7 +91,7 @@ fn main() -> ExitCode {
 
 type Test = fn(&mut Lab, &str, &[String]) -> Result<()>;
 
-const TESTS: [(&str, Test); 18] = [
+const TESTS: [(&str, Test); 19] = [
     ("stress", stress),
     ("timers", timers),
     ("reboot", reboot),
@@ -110,9 +110,10 @@ const TESTS: [(&str, Test); 18] = [
     ("smp-missing", smp::missing),
     ("smp-offline", smp::offline),
     ("smp-tsc", smp::other_tsc),
+    ("smp-ids", smp::other_ids),
 ];
 /// Tests of what the shim does whatever the kernel: with one, unless kernels were chosen.
-const OF_ONE_KERNEL: [&str; 9] = [
+const OF_ONE_KERNEL: [&str; 10] = [
     "moves",
     "ide",
     "keyboard",
@@ -122,6 +123,7 @@ const OF_ONE_KERNEL: [&str; 9] = [
     "smp-missing",
     "smp-offline",
     "smp-tsc",
+    "smp-ids",
 ];
 const ONE_KERNEL: &str = "bookworm";
 /// Those that take minutes where there are two processors: of the kernels chosen, if some were.
@@ -194,7 +196,7 @@ impl Set {
             ("timers", _) => !self.without.is_empty(),
             // Without crash registers it ends otherwise, which "crash" looks at; the others need VMBus or withhold
             // themselves.
-            ("ide" | "keyboard" | "moves" | "smp-ends" | "smp-tsc", None) => {
+            ("ide" | "keyboard" | "moves" | "smp-ends" | "smp-tsc" | "smp-ids", None) => {
                 self.without.is_empty()
             }
             (name, None) => self.without.is_empty() || !OF_CHOSEN_KERNELS.contains(&name),

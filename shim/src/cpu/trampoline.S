@@ -53,25 +53,24 @@ trampoline_long:
 trampoline_end:
 
 # 64-bit mode, the image mapped, no stack, interrupts off. One processor at a time is waited for: the
-# one whose APIC id is in {expected} takes that out and goes on; any other came too late and stops.
+# one whose APIC id is in {expected} takes that out and goes on; any other came too late and stops. The id is
+# the local APIC's, by which it was started: CPUID's is another on some hosts of several NUMA nodes.
 .section .text.processor_entry, "ax", @progbits
 .global processor_entry
 processor_entry:
-    xor eax, eax
-    cpuid
-    cmp eax, 0xb
-    jb 1f
-    mov eax, 0xb
-    xor ecx, ecx
-    cpuid                                   # EDX = x2APIC id, where EBX is not 0
-    test ebx, ebx
-    jne 2f
-1:  mov eax, 1
-    cpuid
-    mov edx, ebx
-    shr edx, 24
-2:  mov eax, edx
-    mov ecx, {taken}
+    mov ecx, 0x1b                           # IA32_APIC_BASE
+    rdmsr
+    test eax, 0x400                         # in x2APIC mode?
+    jne 1f
+    shl rdx, 32
+    and eax, 0xfffff000
+    or rdx, rax
+    mov eax, dword ptr [rdx + 0x20]         # its id, in the page that the boot's tables map
+    shr eax, 24
+    jmp 2f
+1:  mov ecx, 0x802
+    rdmsr
+2:  mov ecx, {taken}
     lock cmpxchg dword ptr [rip + {expected}], ecx
     jne 3f
     mov rax, [rip + {final_l4}]

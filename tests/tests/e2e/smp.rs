@@ -102,6 +102,23 @@ pub fn other_tsc(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Processors to which CPUID tells APIC ids that are not theirs.
+pub fn other_ids(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    if in_plain_qemu() {
+        return Ok(());
+    }
+    let append = "console=hvc0 quiet panic=-1 pontoon_test=none";
+    let mut machine = lab.machine(spec, append, true)?;
+    machine.without = without.to_vec();
+    machine.cpus = 3;
+    machine.more = ["--cpuid-id", "1=16", "--cpuid-id", "2=17"].map(Into::into).to_vec();
+    let outcome = lab.run(&machine, &Input::default(), &mut |_| {})?;
+    let transcript = Transcript::of(&outcome);
+    ended(&outcome, &transcript, Status::POWER_OFF)?;
+    ensure!(transcript.mark("cpus") == Some("3"), "processors: {:?}", transcript.mark("cpus"));
+    Ok(())
+}
+
 /// A machine with more processors than answer: the guest comes up with the others.
 pub fn missing(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
     if in_plain_qemu() {

@@ -16,6 +16,8 @@ const LEAF1_EDX_HTT: u32 = 1 << 28;
 pub struct Shape {
     /// Index and APIC id.
     pub id: u32,
+    /// APIC id that CPUID tells: real hosts have others there with several NUMA nodes.
+    pub told_id: u32,
     /// Number of virtual processors.
     pub cpus: u32,
     /// Hyper-V features; `None`: no Hyper-V at all.
@@ -113,7 +115,7 @@ fn processor_leaf(leaf: &mut kvm_cpuid_entry2, shape: &Shape) {
     let cpus = shape.cpus;
     match leaf.function {
         1 => {
-            leaf.ebx = leaf.ebx & 0xffff | cpus.min(255) << 16 | shape.id << 24;
+            leaf.ebx = leaf.ebx & 0xffff | cpus.min(255) << 16 | shape.told_id << 24;
             leaf.ecx |= hv::CPUID_1_ECX_HYPERVISOR | LEAF1_ECX_X2APIC;
             leaf.ecx &= !LEAF1_ECX_TSC_DEADLINE;
             if shape.tsc_deadline && !shape.openvmm_like {
@@ -133,8 +135,8 @@ fn processor_leaf(leaf: &mut kvm_cpuid_entry2, shape: &Shape) {
         // AMD: core count and the bits of the APIC id that number cores.
         0x8000_0008 => leaf.ecx = leaf.ecx & !0xf0ff | (cpus - 1) & 0xff | id_bits(cpus) << 12,
         0x8000_001e => {
-            leaf.eax = shape.id;
-            leaf.ebx = shape.id & 0xff;
+            leaf.eax = shape.told_id;
+            leaf.ebx = shape.told_id & 0xff;
             leaf.ecx = 0;
         }
         _ => {}
@@ -150,7 +152,7 @@ fn topology(shape: &Shape) -> [kvm_cpuid_entry2; 3] {
         eax: shift,
         ebx: count,
         ecx: index | kind << 8,
-        edx: shape.id,
+        edx: shape.told_id,
         ..Default::default()
     };
     [level(0, 1, 0, 1), level(1, 2, id_bits(shape.cpus), shape.cpus), level(2, 0, 0, 0)]
@@ -239,7 +241,15 @@ mod tests {
     }
 
     fn shaped(id: u32, cpus: u32, hv: Option<HvFeatures>) -> Vec<kvm_cpuid_entry2> {
-        let s = Shape { id, cpus, hv, tsc_deadline: true, openvmm_like: false, fixed_xcr0: None };
+        let s = Shape {
+            id,
+            told_id: id,
+            cpus,
+            hv,
+            tsc_deadline: true,
+            openvmm_like: false,
+            fixed_xcr0: None,
+        };
         shape(&supported(), &hv_supported(), &s)
     }
 
@@ -303,6 +313,7 @@ mod tests {
     fn openvmm_like() {
         let s = Shape {
             id: 0,
+            told_id: 0,
             cpus: 1,
             hv: Some(HvFeatures::OPENVMM),
             tsc_deadline: true,
@@ -332,6 +343,7 @@ mod tests {
         supported.push(kvm_cpuid_entry2 { index: 9, ..entry(0xd, [8, 0xa80, 0, 0]) });
         let mut s = Shape {
             id: 0,
+            told_id: 0,
             cpus: 1,
             hv: None,
             tsc_deadline: true,

@@ -279,8 +279,10 @@ fn create_vcpus(
     let fixed_xcr0 = cpuid::fixed_xcr0([host.ebx, host.ecx, host.edx]);
     (0..options.cpus)
         .map(|id| {
+            let told = options.cpuid_id.iter().find(|(index, _)| *index == id).map(|(_, id)| *id);
             let shape = Shape {
                 id,
+                told_id: told.unwrap_or(id),
                 cpus: options.cpus,
                 hv,
                 tsc_deadline,

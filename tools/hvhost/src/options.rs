@@ -47,6 +47,10 @@ pub struct Options {
     /// an attempt to set them all.
     #[arg(long, value_name = "INDEX=SECONDS", value_parser = tsc_ahead)]
     pub tsc_ahead: Vec<(u32, u16)>,
+    /// A processor to which CPUID tells another APIC id than it has, as real hosts do with several
+    /// NUMA nodes.
+    #[arg(long, value_name = "INDEX=ID", value_parser = cpuid_id)]
+    pub cpuid_id: Vec<(u32, u32)>,
     /// How the kernel is entered.
     #[arg(long, value_enum, default_value = "auto")]
     pub door: Door,
@@ -272,6 +276,15 @@ fn tsc_ahead(text: &str) -> Result<(u32, u16), String> {
     parsed.ok_or_else(|| format!("\"{text}\" is no INDEX=SECONDS"))
 }
 
+/// `INDEX=ID`.
+fn cpuid_id(text: &str) -> Result<(u32, u32), String> {
+    let parsed = text.split_once('=').and_then(|(index, id)| {
+        let id = id.parse().ok().filter(|&id| id < 255)?;
+        Some((index.parse().ok()?, id))
+    });
+    parsed.ok_or_else(|| format!("\"{text}\" is no INDEX=ID"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,6 +359,8 @@ mod tests {
         assert!(parse(&["--at", "text"]).is_err());
         assert!(parse(&["--tsc-ahead", "1=1"]).is_err());
         assert_eq!(parse(&["--tsc-ahead", "1=10"]).unwrap().tsc_ahead, [(1, 10)]);
+        assert!(parse(&["--cpuid-id", "1=255"]).is_err());
+        assert_eq!(parse(&["--cpuid-id", "1=16"]).unwrap().cpuid_id, [(1, 16)]);
         for words in [
             &["--cpus", "0"][..],
             &["--cpus", "65"],

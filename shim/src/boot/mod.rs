@@ -323,6 +323,9 @@ fn start_processor(machine: &BootMachine, mut own: Own) -> ! {
     let hv = hv::detect(|name| !options.hyperv || options.without(name)).filter(|_| options.hyperv);
     match hv {
         Some(hv) => {
+            if hv.isolated {
+                give_up!("isolated (confidential) virtual machines are not supported")
+            }
             hv::init_vm(hv, |page| {
                 own.tables.map(fixmap::HYPERCALL_PAGE, page, PAGE, pte::RX, false).is_ok()
             });

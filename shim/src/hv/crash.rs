@@ -22,9 +22,11 @@ pub fn init() {
 pub fn report(text: &str, parameters: [u64; 3]) {
     let Some(_) = super::get().filter(|hv| hv.crash) else { return };
     let bytes = &text.as_bytes()[..text.len().min(4096)];
+    // Read, it says what the host takes; older ones know no message.
+    let takes = CrashCtl::from_bits_retain(msr::try_read(hvmsr::HV_X64_MSR_CRASH_CTL).unwrap_or(0));
     let mut control = CrashCtl::NOTIFY;
     let mut p3_p4 = [0, 0];
-    if let Some(&page) = MESSAGE.get() {
+    if let Some(&page) = MESSAGE.get().filter(|_| takes.contains(CrashCtl::MESSAGE)) {
         // SAFETY: the page is the shim's own and used for nothing else.
         unsafe { phys_to_virt(page).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         p3_p4 = [page, bytes.len() as u64];

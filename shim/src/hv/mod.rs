@@ -27,6 +27,8 @@ use crate::mm::{fixmap, frames, phys_to_virt};
 /// What the host offers and the shim may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Enlightenments {
+    /// The host cannot read this machine's memory, where everything is that it is to read.
+    pub isolated: bool,
     /// Reference counter MSR.
     pub ref_count: bool,
     /// Reference TSC page.
@@ -111,6 +113,7 @@ pub fn detect(without: impl Fn(&str) -> bool) -> Option<&'static Enlightenments>
     let vp_index = has(Privileges::ACCESS_VP_INDEX, "vp-index");
     let names_processors = hypercall && vp_index;
     Some(HV.call_once(|| Enlightenments {
+        isolated: privileges.contains(Privileges::ISOLATION),
         ref_count: has(Privileges::ACCESS_PARTITION_REFERENCE_COUNTER, "ref-count"),
         ref_tsc: has(Privileges::ACCESS_PARTITION_REFERENCE_TSC, "ref-tsc"),
         frequencies: has(Privileges::ACCESS_FREQUENCY_REGS, "frequencies")

@@ -77,7 +77,6 @@ pub struct Features {
     pub x2apic: bool,
     pub tsc_deadline: bool,
     pub xsave: bool,
-    pub fsgsbase: bool,
     pub smep: bool,
     pub umip: bool,
     pub page_1g: bool,
@@ -107,7 +106,6 @@ pub fn features() -> Features {
         x2apic: one.ecx >> 21 & 1 != 0,
         tsc_deadline: one.ecx >> 24 & 1 != 0,
         xsave: one.ecx >> 26 & 1 != 0,
-        fsgsbase: has_seven && seven.ebx & 1 != 0,
         smep: has_seven && seven.ebx >> 7 & 1 != 0,
         umip: has_seven && seven.ecx >> 2 & 1 != 0,
         page_1g: ext(0x8000_0001) >> 26 & 1 != 0,
@@ -115,10 +113,12 @@ pub fn features() -> Features {
     }
 }
 
-/// CR4 bits the guest may switch itself (`mov cr4`): TSD, DE, FSGSBASE stays as the shim set it.
-const GUEST_CR4: u64 = 1 << 2 | 1 << 3;
+/// CR4 bits the guest switches itself (`mov cr4`), and that are off until it does: TSD, DE, FSGSBASE. A
+/// kernel that does not know of the last saves no bases a program could set.
+const GUEST_CR4: u64 = cr4::TSD | cr4::DE | cr4::FSGSBASE;
 
 mod cr4 {
+    pub const TSD: u64 = 1 << 2;
     pub const DE: u64 = 1 << 3;
     pub const PAE: u64 = 1 << 5;
     pub const OSFXSR: u64 = 1 << 9;
@@ -335,20 +335,14 @@ pub unsafe fn init(pc: &mut PerCpu, f: &Features) {
         );
     }
     idt::load();
-    let mut bits = cr4::DE | cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
-    for (have, bit) in [
-        (f.xsave, cr4::OSXSAVE),
-        (f.fsgsbase, cr4::FSGSBASE),
-        (f.smep, cr4::SMEP),
-        (f.umip, cr4::UMIP),
-    ] {
+    let mut bits = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+    for (have, bit) in [(f.xsave, cr4::OSXSAVE), (f.smep, cr4::SMEP), (f.umip, cr4::UMIP)] {
         if have {
             bits |= bit;
         }
     }
     pc.cpu.has_xsave.set(f.xsave);
-    pc.cpu.cr4_base.set(bits & !GUEST_CR4);
-    pc.cpu.guest_cr4.set(bits);
+    pc.cpu.cr4_base.set(bits);
     // SAFETY: every bit is one the processor has.
     unsafe { write_cr4(bits) };
     // SAFETY: the mode stays 64-bit with paging.

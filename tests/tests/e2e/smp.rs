@@ -81,20 +81,34 @@ pub fn offline(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// A processor whose TSC is not the others': the clocks agree all the same.
-pub fn other_tsc(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+/// Three processors, of which hvhost makes some odd by these words; only it has such.
+fn odd(
+    lab: &mut Lab,
+    spec: &str,
+    without: &[String],
+    test: &str,
+    words: &[&str],
+) -> Result<Option<Transcript>> {
     if in_plain_qemu() {
-        return Ok(());
+        return Ok(None);
     }
-    let append =
-        "console=hvc0 quiet panic=-1 pontoon_test=stress:clock,timer,sleepers,threads_ping";
-    let mut machine = lab.machine(spec, append, true)?;
+    let append = format!("console=hvc0 quiet panic=-1 pontoon_test={test}");
+    let mut machine = lab.machine(spec, &append, true)?;
     machine.without = without.to_vec();
     machine.cpus = 3;
-    machine.more = vec!["--tsc-ahead".into(), "1=10".into()];
+    machine.more = words.iter().map(|&word| word.into()).collect();
     let outcome = lab.run(&machine, &Input::default(), &mut |_| {})?;
     let transcript = Transcript::of(&outcome);
     ended(&outcome, &transcript, Status::POWER_OFF)?;
+    Ok(Some(transcript))
+}
+
+/// A processor whose TSC is not the others': the clocks agree all the same.
+pub fn other_tsc(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
+    let test = "stress:clock,timer,sleepers,threads_ping";
+    let Some(transcript) = odd(lab, spec, without, test, &["--tsc-ahead", "1=10"])? else {
+        return Ok(());
+    };
     ensure!(transcript.text.contains("the TSC of processor 1 is off by"), "nothing is said");
     ensure!(!transcript.text.contains("the TSC of processor 2"), "another is off, too");
     ensure!(transcript.mark("cpus") == Some("3"), "processors: {:?}", transcript.mark("cpus"));
@@ -104,35 +118,16 @@ pub fn other_tsc(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
 
 /// Processors to which CPUID tells APIC ids that are not theirs.
 pub fn other_ids(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
-    if in_plain_qemu() {
-        return Ok(());
-    }
-    let append = "console=hvc0 quiet panic=-1 pontoon_test=none";
-    let mut machine = lab.machine(spec, append, true)?;
-    machine.without = without.to_vec();
-    machine.cpus = 3;
-    machine.more = ["--cpuid-id", "1=16", "--cpuid-id", "2=17"].map(Into::into).to_vec();
-    let outcome = lab.run(&machine, &Input::default(), &mut |_| {})?;
-    let transcript = Transcript::of(&outcome);
-    ended(&outcome, &transcript, Status::POWER_OFF)?;
+    let words = ["--cpuid-id", "1=16", "--cpuid-id", "2=17"];
+    let Some(transcript) = odd(lab, spec, without, "none", &words)? else { return Ok(()) };
     ensure!(transcript.mark("cpus") == Some("3"), "processors: {:?}", transcript.mark("cpus"));
     Ok(())
 }
 
 /// A machine with more processors than answer: the guest comes up with the others.
 pub fn missing(lab: &mut Lab, spec: &str, without: &[String]) -> Result<()> {
-    if in_plain_qemu() {
-        // Only hvhost has such processors.
-        return Ok(());
-    }
-    let append = "console=hvc0 quiet panic=-1 pontoon_test=none";
-    let mut machine = lab.machine(spec, append, true)?;
-    machine.without = without.to_vec();
-    machine.cpus = 3;
-    machine.more = vec!["--dead-cpu".into(), "1".into()];
-    let outcome = lab.run(&machine, &Input::default(), &mut |_| {})?;
-    let transcript = Transcript::of(&outcome);
-    ended(&outcome, &transcript, Status::POWER_OFF)?;
+    let words = ["--dead-cpu", "1"];
+    let Some(transcript) = odd(lab, spec, without, "none", &words)? else { return Ok(()) };
     let said = transcript.text.contains("APIC id 1 does not start");
     ensure!(said, "nothing is said about the one that is missing:\n{}", transcript.tail());
     ensure!(transcript.mark("cpus") == Some("2"), "processors: {:?}", transcript.mark("cpus"));
